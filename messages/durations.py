@@ -1,0 +1,46 @@
+"""Durations as people write them: ``90s``, ``15m``, ``2h``, ``1d``, ``1h30m``, ``500ms``."""
+
+import re
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BeforeValidator
+
+_UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+_PART = re.compile(r"(\d+)(ms|s|m|h|d)")
+_WHOLE = re.compile(rf"(?:{_PART.pattern})+")
+_LONGEST = timedelta(days=365)
+
+
+def parse_duration(text: str) -> timedelta:
+    """Return the duration that ``text`` names; raise ``ValueError`` with the accepted forms if it names none."""
+    compact = text.strip().replace(" ", "")
+    if not _WHOLE.fullmatch(compact) or len(compact) > 30:
+        raise ValueError(f"{text!r} is not a duration: write for example 90s, 15m, 2h or 1h30m")
+    total = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(compact)), timedelta())
+    if total > _LONGEST:
+        raise ValueError(f"{text!r} is longer than a year")
+    return total
+
+
+def format_duration(duration: timedelta) -> str:
+    """Return ``duration`` in the same form, to the second: ``1h30m``, ``45s``."""
+    seconds = round(duration.total_seconds())
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, seconds = divmod(seconds, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def _read(value: object) -> object:
+    if isinstance(value, str) and not value.startswith("P"):
+        return parse_duration(value)
+    if isinstance(value, int | float):
+        raise ValueError(f"{value!r} has no unit: write for example 90s, 15m or 2h")  # noqa: TRY004 (pydantic reads ValueError)
+    return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_read)]
+"""A ``timedelta`` that is read from ``2h`` and the like, or from ISO 8601 (``PT2H``), which is how JSON carries it."""

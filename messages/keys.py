@@ -1,0 +1,102 @@
+"""The installation's keys, in one file that its owner alone can read.
+
+The file is JSON: ``installation_id``, ``secret`` (32 bytes, base64) from which workspace agents' tokens are derived,
+``active`` (the id of the key that signs) and ``signing_keys`` (by id, 32-byte Ed25519 seeds in base64). To rotate, add
+a key, make it ``active``, and remove the old one when its last token has expired (24 hours after the last attempt
+began with it).
+"""
+
+import base64
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Annotated, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from messages.names import Id
+
+_Seed = Annotated[Base64Bytes, Field(min_length=32, max_length=32)]
+
+
+class KeysError(Exception):
+    """The keys file cannot be used; the text says why and what to do."""
+
+
+class Keyring(BaseModel):
+    """The installation's identity and keys. Never printed, never sent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    installation_id: Id
+    secret: Annotated[_Seed, Field(repr=False)]
+    active: str
+    signing_keys: Annotated[dict[str, _Seed], Field(repr=False)]
+
+    @model_validator(mode="after")
+    def _active_is_there(self) -> Self:
+        if self.active not in self.signing_keys:
+            raise ValueError(f"active key {self.active!r} is not among signing_keys")
+        return self
+
+    def signing_key(self, key_id: str) -> Ed25519PrivateKey | None:
+        """Return the private key called ``key_id``, or None."""
+        seed = self.signing_keys.get(key_id)
+        return Ed25519PrivateKey.from_private_bytes(seed) if seed else None
+
+    def agent_token(self, workspace_id: str, attempt: int) -> str:
+        """Return the bearer token that one attempt's workspace agent accepts: 64 hexadecimal digits.
+
+        HMAC-SHA256 over workspace and attempt: derived where it is needed, stored nowhere.
+        """
+        return hmac.new(self.secret, f"agent/{workspace_id}/{attempt}".encode(), hashlib.sha256).hexdigest()
+
+    def agent_token_sha256(self, workspace_id: str, attempt: int) -> str:
+        """Return what the agent itself holds: the SHA-256 of its token, in hexadecimal."""
+        return hashlib.sha256(self.agent_token(workspace_id, attempt).encode()).hexdigest()
+
+
+def load_keys(path: Path) -> Keyring:
+    """Read the keys file; raise :class:`KeysError` where it is missing, readable by others or broken."""
+    try:
+        mode = path.stat().st_mode
+        text = path.read_text()
+    except OSError as e:
+        raise KeysError(f"cannot read the keys file {path}: {e.strerror}; point TASKRUNNER_KEYS_FILE to it") from e
+    if mode & 0o077:
+        raise KeysError(f"the keys file {path} can be read by others; run: chmod 600 {path}")
+    try:
+        return Keyring.model_validate_json(text)
+    except ValidationError as e:
+        fields = ", ".join(sorted({".".join(map(str, error["loc"])) or "(whole file)" for error in e.errors()}))
+        raise KeysError(f"the keys file {path} is broken ({fields}); restore it from a backup") from None
+
+
+def create_keys(path: Path) -> Keyring:
+    """Make new keys at ``path`` unless a file is there already, and return what is there."""
+    if path.exists():
+        return load_keys(path)
+
+    def seed() -> str:
+        return base64.b64encode(secrets.token_bytes(32)).decode()
+
+    content = {
+        "installation_id": f"i-{secrets.token_hex(8)}",
+        "secret": seed(),
+        "active": "k1",
+        "signing_keys": {"k1": seed()},
+    }
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.touch(mode=0o600)
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    try:
+        os.link(partial, path)  # fails where another process was faster; then its keys count
+    except FileExistsError:
+        pass
+    finally:
+        partial.unlink()
+    return load_keys(path)

@@ -1,0 +1,77 @@
+"""The environment, read once into one typed object."""
+
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_API_URL = "http://127.0.0.1:8070"
+
+
+class SettingsError(Exception):
+    """The environment cannot be used; the text names the variable and what it should be."""
+
+
+def _default_home() -> Path:
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "taskrunner"
+
+
+def _default_host_id() -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).strip("-._")[:100] or "localhost"
+
+
+class Settings(BaseSettings):
+    """Every ``TASKRUNNER_*`` variable. A variable that is set but empty counts as not set.
+
+    home: state of the embedded stack. api_url: where the API is reached; None where the user did not say.
+    public_url: how workspaces reach the API, by default as everybody does. database_url: PostgreSQL, in libpq's form.
+    templates: a folder of template files beside the built-in ones. host_id: this machine's name among the workers.
+    keys_file: the installation's keys, by default in home. temporal_bin: the Temporal CLI's path.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TASKRUNNER_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    home: Path = Field(default_factory=_default_home)
+    api_url: str | None = None
+    api_token: SecretStr | None = None
+    public_url: str | None = None
+    database_url: SecretStr | None = None
+    templates: Path | None = None
+    host_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
+        default_factory=_default_host_id
+    )
+    keys_file: Path | None = None
+    temporal_bin: Path | None = None
+
+    @field_validator("home", "templates", "keys_file", "temporal_bin")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return path.expanduser().absolute() if path else None
+
+    @field_validator("api_url", "public_url")
+    @classmethod
+    def _http_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            TypeAdapter(AnyHttpUrl).validate_python(url)
+            return url.rstrip("/")
+        return None
+
+    @property
+    def keys_path(self) -> Path:
+        """Where the keys file is."""
+        return self.keys_file or self.home / "keys.json"
+
+
+def read_settings() -> Settings:
+    """Read the environment; raise :class:`SettingsError` with one line for a value that cannot be used."""
+    try:
+        return Settings()
+    except ValidationError as e:
+        first = e.errors()[0]
+        variable = f"TASKRUNNER_{first['loc'][0]}".upper()
+        raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from None

@@ -1,0 +1,133 @@
+"""A task: the request, the workflow's input and result, and what it decides on the way."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from messages.base import Message
+from messages.durations import Duration
+from messages.errors import ErrorType
+from messages.names import Id
+from messages.signals import SessionFinished
+from messages.statuses import BackendKind, FailureSource, TaskStatus, TaskStep, Verdict
+from messages.templates import Template
+
+MAX_PROMPT_BYTES = 100_000
+"""A prompt travels as one argument of a command, which Linux limits to 128 KiB."""
+
+MAX_REF_CHARS = 250
+
+
+class Repository(Message):
+    """Where the code comes from: a path on a host, or a URL. ``host`` is a worker's host id."""
+
+    path: Annotated[str, StringConstraints(max_length=4000, pattern=r"^/[^\x00]*$")] | None = None
+    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    url: Annotated[str, StringConstraints(max_length=4000)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.path is None) == (self.url is None):
+            raise ValueError("a repository is either a path (absolute, on a host) or a url")
+        return self
+
+
+class TaskRequest(Message, extra="forbid"):
+    """The body of ``POST /api/tasks``. What is left out comes from the template.
+
+    ``template`` defaults to the built-in one of the backend, the backend to ``worktree`` with a repository and to
+    ``local`` without.
+    """
+
+    id: Id | None = None
+    prompt: Annotated[str, StringConstraints(min_length=1)]
+    template: str | None = None
+    backend: BackendKind | None = None
+    agent: str | None = None
+    repository: Repository | None = None
+    ref: (
+        Annotated[str, StringConstraints(min_length=1, max_length=MAX_REF_CHARS, pattern=r"^[^-\x00\s][^\x00\s]*$")]
+        | None
+    ) = None
+    timeout: Duration | None = None
+
+    @model_validator(mode="after")
+    def _prompt_fits(self) -> Self:
+        if len(self.prompt.encode("utf-8", "replace")) > MAX_PROMPT_BYTES:
+            raise ValueError(
+                f"the prompt is longer than {MAX_PROMPT_BYTES} bytes; put it into a file of the repository"
+            )
+        if "\0" in self.prompt or not self.prompt.strip():
+            raise ValueError("the prompt is blank or holds a NUL character")
+        return self
+
+
+class TaskInput(Message):
+    """The input of a TaskRunner workflow: the request, with everything resolved that does not need a worker."""
+
+    task_id: Id
+    workspace_id: Id
+    prompt: str
+    template: Template
+    repository: Repository | None = None
+    ref: str | None = None
+
+
+class ProvisionFailure(Message):
+    """Why an attempt never became ready. ``error`` is never empty, ``detail`` at most 8 KiB, neither holds a secret."""
+
+    source: FailureSource
+    backend: BackendKind
+    workspace_id: Id
+    attempt: int
+    timeout_secs: int | None = None
+    error: Annotated[str, StringConstraints(min_length=1)]
+    detail: str = ""
+
+
+class SavedResult(Message):
+    """Where the change that an agent made is kept. ``bundle`` tells that a git bundle stands in the registry."""
+
+    branch: str
+    base_commit: str
+    commit: str
+    files_changed: int
+    insertions: int
+    deletions: int
+    repository_path: str | None = None
+    bundle: bool = False
+
+
+class TaskOutcome(Message):
+    """How a task ends, as the workflow decided it. ``error`` is empty only for ``completed``."""
+
+    status: TaskStatus
+    error: str = ""
+    error_type: ErrorType | None = None
+    verdict: Verdict | None = None
+    failure: ProvisionFailure | None = None
+    session: SessionFinished | None = None
+
+
+class TaskResult(Message):
+    """The result of a completed TaskRunner workflow."""
+
+    task_id: Id
+    exit_code: int | None = None
+    summary: str = ""
+    result: SavedResult | None = None
+
+
+class TaskProgress(Message):
+    """The answer of the query ``status``."""
+
+    status: TaskStatus
+    step: TaskStep
+    waiting_for: str
+    since: datetime
+    until: datetime | None = None
+    last_error: str = ""
+    workspace_id: Id
+    attempt: Annotated[int, Field(ge=1)]
+    session_id: Id | None = None

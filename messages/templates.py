@@ -1,0 +1,115 @@
+"""Templates: what a task runs on, in what, with which agent. Files of them are read by ``api/templates.py``."""
+
+import difflib
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from messages.durations import Duration
+from messages.statuses import BackendKind, Readiness
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
+EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+PROMPT_PLACEHOLDER = "{prompt}"
+
+SUPPORTED_BACKENDS = (BackendKind.LOCAL, BackendKind.WORKTREE)
+"""The backends of this release."""
+
+
+class Manifest(BaseModel):
+    """The base of what a template is made of: frozen, and unknown keys are refused with the nearest known one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in cast("dict[object, object]", data):
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(cls.model_fields)}"
+                    raise ValueError(f"unknown key {key!r}; {hint}")
+        return cast("Any", data)
+
+
+class CommandAgent(Manifest):
+    """An agent that is a program: ``command`` is its argv, run in the checkout, never through a shell of ours."""
+
+    kind: Literal["command"] = "command"
+    command: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)]
+
+    @model_validator(mode="after")
+    def _takes_the_prompt(self) -> Self:
+        if not any(PROMPT_PLACEHOLDER in part for part in self.command):
+            raise ValueError(f"no part of command holds {PROMPT_PLACEHOLDER}, so the agent would never see its task")
+        return self
+
+    def argv(self, prompt: str) -> list[str]:
+        """Return the argv for one prompt."""
+        return [part.replace(PROMPT_PLACEHOLDER, prompt) for part in self.command]
+
+
+AGENT_PRESETS = {
+    "shell": CommandAgent(command=("/bin/sh", "-c", PROMPT_PLACEHOLDER)),
+}
+"""Agents by name. ``shell``: the prompt is a shell script."""
+
+
+def agent_preset(name: str) -> CommandAgent:
+    """Return the preset called ``name``; raise ``ValueError`` naming the known ones if there is none."""
+    if name not in AGENT_PRESETS:
+        raise ValueError(f"unknown agent {name!r}; known: {', '.join(AGENT_PRESETS)}")
+    return AGENT_PRESETS[name]
+
+
+def _read_agent(value: object) -> object:
+    return agent_preset(value) if isinstance(value, str) else value
+
+
+Agent = Annotated[CommandAgent, BeforeValidator(_read_agent)]
+
+
+class RuntimeConfig(Manifest):
+    """What the runtime may take."""
+
+    provision_timeout_seconds: Annotated[int, Field(gt=0, le=7 * 86400)] | None = None
+
+
+class Template(Manifest):
+    """A named manifest; every task runs from one."""
+
+    name: Name
+    backend: BackendKind
+    agent: Agent = AGENT_PRESETS["shell"]
+    runtime: Name | None = None
+    required_env: tuple[EnvName, ...] = ()
+    env: dict[EnvName, str] = {}
+    setup: tuple[str, ...] = ()
+    readiness: Readiness | None = None
+    runtime_config: RuntimeConfig = RuntimeConfig()
+    session_timeout: Duration = timedelta(hours=2)
+    heartbeat_interval: Duration = timedelta(seconds=15)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.backend not in SUPPORTED_BACKENDS:
+            known = ", ".join(SUPPORTED_BACKENDS)
+            raise ValueError(f"backend {self.backend.value!r} is not available in this release; use one of: {known}")
+        if self.readiness is Readiness.PROBE:
+            raise ValueError("readiness 'probe' is not available in this release; use callback or immediate")
+        if self.setup and self.readiness is Readiness.IMMEDIATE:
+            raise ValueError(
+                "setup needs readiness: callback, because an immediate workspace is used before setup has run"
+            )
+        if self.session_timeout <= timedelta(0) or self.heartbeat_interval < timedelta(seconds=1):
+            raise ValueError("session_timeout must be positive and heartbeat_interval at least 1s")
+        return self
+
+    @property
+    def effective_readiness(self) -> Readiness:
+        """How readiness is learned: as said, else ``callback`` where setup has to run first, else ``immediate``."""
+        if self.readiness is not None:
+            return self.readiness
+        return Readiness.CALLBACK if self.setup else Readiness.IMMEDIATE

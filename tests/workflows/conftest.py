@@ -1,0 +1,205 @@
+"""A time-skipping server, and workers for the real workflow with scripted activities."""
+
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import Client, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from messages import names
+from messages.activities import (
+    AttemptRequest,
+    FinishRequest,
+    LastLook,
+    Preflight,
+    PreflightRequest,
+    Release,
+    ReleaseRequest,
+    SessionRequest,
+    TaskActivities,
+    WorkspaceHandle,
+)
+from messages.errors import ErrorType
+from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost, WorkspaceReady
+from messages.statuses import BackendKind, Readiness, SessionStatus
+from messages.tasks import TaskInput, TaskResult
+from messages.templates import Template
+from tests.support.time_skipping import time_skipping_environment
+from workflows.task_runner import TaskRunner
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+async def skipping(anyio_backend: str) -> AsyncIterator[WorkflowEnvironment]:
+    async with time_skipping_environment() as environment:
+        yield environment
+
+
+class ScriptedActivities(TaskActivities):
+    """The world as a test wants it: every call is recorded, and a hook named after an activity replaces its answer."""
+
+    def __init__(self, queue: str) -> None:
+        self.queue = queue
+        self.calls: list[str] = []
+        self.released: ReleaseRequest | None = None
+        self.final: FinishRequest | None = None
+        self.hooks: dict[str, Callable[[Any], Awaitable[Any]]] = {}
+
+    async def _run(self, name: str, request: Any, answer: Any) -> Any:
+        self.calls.append(name)
+        return await self.hooks[name](request) if name in self.hooks else answer
+
+    @activity.defn
+    async def preflight_task(self, request: PreflightRequest) -> Preflight:
+        answer = Preflight(
+            host_id="h",
+            task_queue=self.queue,
+            provision_timeout_seconds=request.task.template.runtime_config.provision_timeout_seconds or 600,
+            provision_timeout_rule="default",
+        )
+        return await self._run("preflight_task", request, answer)
+
+    @activity.defn
+    async def provision_workspace(self, request: AttemptRequest) -> WorkspaceHandle:
+        return await self._run("provision_workspace", request, self.handle(request.task))
+
+    def handle(self, task: TaskInput) -> WorkspaceHandle:
+        return WorkspaceHandle(
+            workspace_id=task.workspace_id,
+            attempt=1,
+            backend=task.template.backend,
+            name=names.compute_name(task.workspace_id, 1),
+            task_queue=self.queue,
+            harness_url="http://127.0.0.1:1",
+            readiness=task.template.effective_readiness,
+        )
+
+    @activity.defn
+    async def look_once_more(self, handle: WorkspaceHandle) -> LastLook:
+        return await self._run("look_once_more", handle, LastLook(error="connection refused"))
+
+    @activity.defn
+    async def create_session(self, request: SessionRequest) -> None:
+        await self._run("create_session", request, None)
+
+    @activity.defn
+    async def stop_session(self, request: SessionRequest) -> SessionFinished:
+        end = finished(request.task, status=SessionStatus.CANCELLED, error=request.reason)
+        return await self._run("stop_session", request, end)
+
+    @activity.defn
+    async def release_workspace(self, request: ReleaseRequest) -> Release:
+        self.released = request
+        return await self._run("release_workspace", request, Release())
+
+    @activity.defn
+    async def finish_task(self, request: FinishRequest) -> None:
+        self.final = request
+        await self._run("finish_task", request, None)
+
+    def all(self) -> list[Callable[..., Any]]:
+        return [
+            self.preflight_task,
+            self.provision_workspace,
+            self.look_once_more,
+            self.create_session,
+            self.stop_session,
+            self.release_workspace,
+            self.finish_task,
+        ]
+
+
+@dataclass
+class Scene:
+    """One task on the skipping server: its world, and how to start and watch it."""
+
+    environment: WorkflowEnvironment
+    task: TaskInput
+    queue: str
+    world: ScriptedActivities
+    handles: list[WorkflowHandle[TaskRunner, TaskResult]] = field(default_factory=list)
+
+    @property
+    def client(self) -> Client:
+        return self.environment.client
+
+    @asynccontextmanager
+    async def worker(self, **options: Any) -> AsyncIterator[None]:
+        async with Worker(
+            self.client, task_queue=self.queue, workflows=[TaskRunner], activities=self.world.all(), **options
+        ):
+            yield
+
+    async def start(self, **options: Any) -> WorkflowHandle[TaskRunner, TaskResult]:
+        handle = await self.client.start_workflow(
+            TaskRunner.run,
+            self.task,
+            id=names.task_workflow_id(self.task.task_id),
+            task_queue=self.queue,
+            **options,
+        )
+        self.handles.append(handle)
+        return handle
+
+    async def event_types(self) -> list[str]:
+        history = await self.handles[0].fetch_history()
+        return [event.WhichOneof("attributes").removesuffix("_event_attributes") for event in history.events]
+
+
+def task_input(**template: Any) -> TaskInput:
+    number = next(_numbers)
+    fields: dict[str, Any] = {"name": "test", "backend": BackendKind.LOCAL, "readiness": Readiness.CALLBACK}
+    return TaskInput(
+        task_id=f"t{number}", workspace_id=f"w{number}", prompt="true", template=Template(**(fields | template))
+    )
+
+
+def ready(task: TaskInput, **changes: Any) -> WorkspaceReady:
+    return WorkspaceReady(**({"workspace_id": task.workspace_id, "attempt": 1} | changes))
+
+
+def provisioning_failed(task: TaskInput, error: str = "no key", log_tail: str = "") -> ProvisioningFailed:
+    return ProvisioningFailed(workspace_id=task.workspace_id, attempt=1, error=error, log_tail=log_tail)
+
+
+def lost(task: TaskInput, reason: str = "the agent exited with 1") -> WorkspaceLost:
+    return WorkspaceLost(workspace_id=task.workspace_id, attempt=1, reason=reason, log_tail="last words")
+
+
+def finished(task: TaskInput, **changes: Any) -> SessionFinished:
+    session = names.session_id(task.workspace_id, 1, 1)
+    fields = {
+        "workspace_id": task.workspace_id,
+        "attempt": 1,
+        "session_id": session,
+        "status": SessionStatus.COMPLETED,
+        "exit_code": 0,
+    }
+    return SessionFinished(**(fields | changes))
+
+
+def refused(kind: ErrorType, text: str = "no") -> Callable[[Any], Awaitable[Any]]:
+    async def hook(_: Any) -> Any:
+        raise ApplicationError(text, type=kind, non_retryable=True)
+
+    return hook
+
+
+@pytest.fixture
+def scene(skipping: WorkflowEnvironment, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scene]:
+    """Make the scene of one task; keyword arguments are template fields."""
+
+    def make(**template: Any) -> Scene:
+        task = task_input(**template)
+        queue = f"q-{task.task_id}"
+        return Scene(skipping, task, queue, ScriptedActivities(queue))
+
+    return make

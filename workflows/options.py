@@ -1,0 +1,90 @@
+"""Timeouts and retry policies, one entry an activity.
+
+Activities of a host beat every few seconds (``activities/heartbeat.py``), so that the death of their worker is noticed
+within :data:`HOST_HEARTBEAT`, not at the end of what they may take.
+"""
+
+from datetime import timedelta
+
+from temporalio.common import RetryPolicy
+from temporalio.workflow import ActivityCancellationType, ActivityConfig, LocalActivityConfig
+
+HOST_HEARTBEAT = timedelta(seconds=10)
+HOST_AWAY = timedelta(minutes=15)
+"""How long work for a host may wait for a worker there."""
+
+_PATIENT = RetryPolicy(
+    initial_interval=timedelta(milliseconds=250), backoff_coefficient=2, maximum_interval=timedelta(seconds=10)
+)
+
+PREFLIGHT = ActivityConfig(
+    schedule_to_start_timeout=HOST_AWAY,
+    start_to_close_timeout=timedelta(seconds=30),
+    retry_policy=_PATIENT,
+)
+
+PROVISION = ActivityConfig(
+    schedule_to_start_timeout=HOST_AWAY,
+    start_to_close_timeout=timedelta(minutes=15),
+    heartbeat_timeout=HOST_HEARTBEAT,
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=250),
+        backoff_coefficient=2,
+        maximum_interval=timedelta(seconds=10),
+        maximum_attempts=10,
+    ),
+    # What a create call made must be gone, or known, before the task goes on to its release.
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+
+LAST_LOOK = ActivityConfig(
+    # A verdict falls at most 5 s after the deadline, whatever becomes of the look.
+    schedule_to_close_timeout=timedelta(seconds=5),
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=250), maximum_attempts=2),
+)
+
+CREATE_SESSION = ActivityConfig(
+    schedule_to_start_timeout=HOST_AWAY,
+    start_to_close_timeout=timedelta(seconds=40),
+    heartbeat_timeout=HOST_HEARTBEAT,
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500),
+        backoff_coefficient=2,
+        maximum_interval=timedelta(seconds=5),
+        maximum_attempts=5,
+    ),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+
+STOP_SESSION = ActivityConfig(
+    # The release ends the session's processes in any case: this is the polite way, and it need not succeed.
+    schedule_to_close_timeout=timedelta(minutes=2),
+    start_to_close_timeout=timedelta(seconds=45),
+    heartbeat_timeout=HOST_HEARTBEAT,
+    retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=500), maximum_attempts=3),
+)
+
+RELEASE = ActivityConfig(
+    schedule_to_start_timeout=HOST_AWAY,
+    start_to_close_timeout=timedelta(minutes=15),
+    heartbeat_timeout=HOST_HEARTBEAT,
+    retry_policy=RetryPolicy(
+        initial_interval=timedelta(milliseconds=500),
+        backoff_coefficient=2,
+        maximum_interval=timedelta(seconds=30),
+        maximum_attempts=30,
+    ),
+)
+
+FINISH = LocalActivityConfig(start_to_close_timeout=timedelta(seconds=10), retry_policy=_PATIENT)
+"""A local activity: one short write, which any worker that runs the workflow can do."""
+
+
+def local(summary: str, config: LocalActivityConfig) -> LocalActivityConfig:
+    """Return ``config`` for one call of a local activity."""
+    return {**config, "summary": summary}
+
+
+def at(queue: str, summary: str, config: ActivityConfig) -> ActivityConfig:
+    """Return ``config`` for one call: where it runs, and what the Temporal UI says of it."""
+    return {**config, "task_queue": queue, "summary": summary}
