@@ -15,6 +15,8 @@ from messages.keys import Keyring, create_keys
 from store.database import migrate
 from store.registry import Registry
 
+pytest_plugins = ["tests.support.temporal"]
+
 _numbers = itertools.count(1)
 
 

@@ -149,6 +149,13 @@ class Scene:
         self.handles.append(handle)
         return handle
 
+    async def event(self, kind: str) -> None:
+        """Return when the history has an event of that kind."""
+        async for event in self.handles[0].fetch_history_events(wait_new_event=True):
+            if event.WhichOneof("attributes") == f"{kind}_event_attributes":
+                return
+        raise AssertionError(f"the task closed without {kind}")
+
     async def event_types(self) -> list[str]:
         history = await self.handles[0].fetch_history()
         return [event.WhichOneof("attributes").removesuffix("_event_attributes") for event in history.events]
@@ -193,13 +200,22 @@ def refused(kind: ErrorType, text: str = "no") -> Callable[[Any], Awaitable[Any]
     return hook
 
 
-@pytest.fixture
-def scene(skipping: WorkflowEnvironment, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Scene]:
-    """Make the scene of one task; keyword arguments are template fields."""
-
+def _maker(environment: WorkflowEnvironment) -> Callable[..., Scene]:
     def make(**template: Any) -> Scene:
         task = task_input(**template)
         queue = f"q-{task.task_id}"
-        return Scene(skipping, task, queue, ScriptedActivities(queue))
+        return Scene(environment, task, queue, ScriptedActivities(queue))
 
     return make
+
+
+@pytest.fixture
+def scene(skipping: WorkflowEnvironment) -> Callable[..., Scene]:
+    """Make the scene of one task under skipped time; keyword arguments are template fields."""
+    return _maker(skipping)
+
+
+@pytest.fixture
+def real_scene(temporal_env: WorkflowEnvironment) -> Callable[..., Scene]:
+    """Make the scene of one task on a development server, in real time."""
+    return _maker(temporal_env)
