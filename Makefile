@@ -1,0 +1,43 @@
+# Everything is installed into this folder (.venv, .tools); only downloads that are worth keeping go to the user's cache.
+.PHONY: setup temporal run test lint types format histories clean
+
+PYTHON ?= python3
+UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
+PROMPT ?= git log -3 --format='%h %s' && echo && ls && echo "made by $$0" > made-by-an-agent.txt
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml uv.lock | $(UV)
+	$(UV) sync --quiet --locked
+	@touch $@
+
+.tools/bin/uv:
+	$(PYTHON) -m venv .tools
+	.tools/bin/pip install --quiet uv
+
+temporal: setup
+	.venv/bin/python -c 'import asyncio; from workers.temporal_binary import obtain_temporal; asyncio.run(obtain_temporal(None, print))'
+
+run: setup  ## a task on this repository: a shell script as the agent, in a git worktree
+	.venv/bin/taskrunner run --repo . "$(PROMPT)"
+
+test: temporal
+	.venv/bin/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/lint-imports
+
+types: setup
+	.venv/bin/basedpyright
+
+format: setup
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+histories: setup  ## record workflow histories for this release, to be replayed by every later one
+	.venv/bin/python -m tests.histories.record
+
+clean:
+	rm -rf .venv .tools .pytest_cache .ruff_cache .coverage*

@@ -1,0 +1,50 @@
+"""The API as an ASGI application."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from api import callbacks, health, openapi, problems, tasks, workspaces
+from api.dependencies import ApiDependencies, Services
+from api.limits import BodyLimit, HostCheck
+
+__all__ = ["ApiDependencies", "create_app"]
+
+
+def create_app(given: ApiDependencies, *, loopback: bool = False) -> FastAPI:
+    """Return the application. While it runs (ASGI lifespan), kept callbacks are delivered.
+
+    ``loopback`` tells that only this machine reaches it: then Host headers are checked, which
+    ``ApiDependencies.allowed_hosts`` asks for elsewhere.
+    """
+    services = Services(given)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        deliverer = asyncio.create_task(services.forwarder.deliver_kept(), name="deliver kept callbacks")
+        try:
+            yield
+        finally:
+            services.closing.set()
+            deliverer.cancel()
+            await asyncio.gather(deliverer, return_exceptions=True)
+
+    app = FastAPI(
+        title="taskrunner",
+        version=version("taskrunner"),
+        description="Submits tasks, follows them, and takes the callbacks of workspaces.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.services = services
+    problems.install(app)
+    for module in (health, callbacks, tasks, workspaces):
+        app.include_router(module.router)
+    openapi.install(app, problems.ProblemBody)
+    app.add_middleware(BodyLimit)
+    if loopback or given.allowed_hosts is not None:
+        app.add_middleware(HostCheck, names=given.allowed_hosts or frozenset())
+    return app

@@ -1,0 +1,146 @@
+"""Errors as RFC 9457 problem details: what happened, to what, and what the caller can do."""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from store.errors import MigrationError, RegistryUnavailable
+
+PROBLEM_JSON = "application/problem+json"
+RETRY_AFTER_SECONDS = 2
+_SHOWN_ERRORS = 20
+
+_log = logging.getLogger(__name__)
+
+
+class Problem(Exception):
+    """An answer that is an error. Raised anywhere below a route, it becomes the response.
+
+    ``code`` is a stable name for programs; ``detail`` is for people and ends with what they can do; ``extra`` are
+    further members of the body.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        **extra: Any,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = dict(headers or {})
+        self.extra = extra
+
+    def response(self, request: Request) -> JSONResponse:
+        """Return the response to ``request``."""
+        body = {
+            "type": f"urn:taskrunner:problem:{self.code}",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": request.url.path,
+            **self.extra,
+        }
+        return JSONResponse(body, self.status, self.headers, PROBLEM_JSON)
+
+
+class ProblemBody(BaseModel):
+    """The body of every error (RFC 9457), for the API's description."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+
+
+def unavailable(what: str, hint: str = "try again in a moment") -> Problem:
+    """Return the 503 for a part of the service that is away; it says when to come back."""
+    return Problem(503, "unavailable", f"{what}; {hint}", headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def registry_away() -> Problem:
+    """Return the 503 for PostgreSQL being away."""
+    return unavailable("the registry (PostgreSQL) is not available and the request needs it")
+
+
+def invalid_body(error: ValidationError, what: str) -> Problem:
+    """Return the 400 for a body that does not fit its model: each field, and what is wrong with it.
+
+    The offending values are left out: they may be long, or secret.
+    """
+    errors = [
+        {"field": ".".join(str(part) for part in e["loc"]) or "(body)", "message": _plain(e["msg"])}
+        for e in error.errors(include_url=False, include_input=False, include_context=False)
+    ]
+    first = errors[0]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return Problem(
+        400,
+        "invalid-body",
+        f"the {what} is not valid: {first['field']}: {first['message']}{more}",
+        errors=errors[:_SHOWN_ERRORS],
+    )
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of ``app`` a problem."""
+
+    async def on_problem(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Problem)
+        return error.response(request)
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        details = {
+            404: f"there is nothing at {request.url.path}; /docs lists what there is",
+            405: f"{request.method} is not possible at {request.url.path}",
+        }
+        detail = details.get(error.status_code, error.detail)
+        code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+        return Problem(error.status_code, code, detail, headers=error.headers).response(request)
+
+    async def on_parameters(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        errors = [{"field": str(e["loc"][-1]), "message": _plain(e["msg"])} for e in error.errors()]
+        detail = "; ".join(f"parameter {e['field']}: {e['message']}" for e in errors[:3])
+        return Problem(400, "invalid-parameter", detail, errors=errors[:_SHOWN_ERRORS]).response(request)
+
+    async def on_registry_away(request: Request, _: Exception) -> JSONResponse:
+        return registry_away().response(request)
+
+    async def on_wrong_schema(request: Request, error: Exception) -> JSONResponse:
+        return unavailable(f"the registry cannot be used: {error}", "then try again").response(request)
+
+    async def on_disconnect(request: Request, _: Exception) -> JSONResponse:
+        return Problem(400, "incomplete-body", "the connection ended within the request's body").response(request)
+
+    async def on_bug(request: Request, _: Exception) -> JSONResponse:
+        return Problem(
+            500, "internal", "an unexpected error, which is in the API's log with its cause; nothing is known to help"
+        ).response(request)
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_parameters)
+    app.add_exception_handler(RegistryUnavailable, on_registry_away)
+    app.add_exception_handler(MigrationError, on_wrong_schema)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(Exception, on_bug)

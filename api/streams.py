@@ -1,0 +1,117 @@
+"""A task's events and output as they come: first what is kept, then what happens, until the task has ended.
+
+A stream is woken by the registry's notifications and asks nothing in between. It waits through an outage of
+PostgreSQL. When the server stops, streams end early: a client that has not seen the task's end asks again, with
+``Last-Event-ID`` or ``offset``.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TypeVar
+
+from api.dependencies import Services
+from messages.statuses import EventKind, TaskStatus
+from messages.views import EventView
+from store.changes import Watch
+from store.errors import RegistryUnavailable
+
+KEEP_ALIVE_SECONDS = 15.0
+RETRY_MILLISECONDS = 2000
+_OUTAGE_PAUSE_SECONDS = 1.0
+_BATCH = 500
+
+HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no", "X-Content-Type-Options": "nosniff"}
+"""Headers of streams: kept by no cache, held back by no proxy, taken for nothing else by a browser."""
+
+T = TypeVar("T")
+
+
+async def _until(event: Awaitable[object]) -> None:
+    await event
+
+
+class _Changes:
+    """Waits for news of a task, or for the server to stop."""
+
+    def __init__(self, watch: Watch, closing: asyncio.Event) -> None:
+        self._watch = watch
+        self._closing = closing
+
+    async def wait(self, seconds: float | None) -> bool:
+        """Return True when something changed or the server stops, False when ``seconds`` have passed."""
+        waiters = {asyncio.create_task(_until(self._watch.wait())), asyncio.create_task(_until(self._closing.wait()))}
+        try:
+            done, _ = await asyncio.wait(waiters, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for waiter in waiters:
+                waiter.cancel()
+            await asyncio.wait(waiters)
+        return bool(done)
+
+    async def patiently(self, read: Callable[[], Awaitable[T]]) -> T | None:
+        """Return what ``read`` returns, trying again while PostgreSQL is away; None when the server stops."""
+        while not self._closing.is_set():
+            try:
+                return await read()
+            except RegistryUnavailable:
+                await self.wait(_OUTAGE_PAUSE_SECONDS)
+        return None
+
+
+@asynccontextmanager
+async def _watching(api: Services, task_id: str) -> AsyncGenerator[_Changes]:
+    async with api.registry.changes.watch(task_id) as watch:
+        yield _Changes(watch, api.closing)
+
+
+async def events(api: Services, task_id: str, *, after: int, ended: bool, follow: bool) -> AsyncIterator[bytes]:
+    """Yield server-sent events; ``ended`` tells whether the task had ended when the stream began."""
+    yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
+    async with _watching(api, task_id) as changes:
+        while not api.closing.is_set():
+            batch = await changes.patiently(partial(api.registry.tasks.events, task_id, after=after, limit=_BATCH))
+            for event in batch or []:
+                yield _frame(event)
+                after = event.id
+                ended = _ended(event, ended)
+            if batch is None or len(batch) >= _BATCH:
+                continue
+            if ended or not follow:
+                return
+            if not await changes.wait(KEEP_ALIVE_SECONDS):
+                yield b": still here\n\n"
+
+
+async def output(api: Services, task_id: str, *, offset: int, ended: bool, follow: bool) -> AsyncIterator[bytes]:
+    """Yield the task's output, byte by byte as it was stored; ``ended`` as for :func:`events`."""
+    async with _watching(api, task_id) as changes:
+        seen = 0
+        while not api.closing.is_set():
+            # The end is looked for before the output, so that output stored between the two looks is not missed.
+            while follow and not ended:
+                batch = await changes.patiently(partial(api.registry.tasks.events, task_id, after=seen, limit=_BATCH))
+                for event in batch or []:
+                    seen = event.id
+                    ended = _ended(event, ended)
+                if batch is None or len(batch) < _BATCH:
+                    break
+            while piece := await changes.patiently(partial(api.registry.sessions.read_output, task_id, offset=offset)):
+                if not piece.data:
+                    break
+                yield piece.data
+                offset = piece.next_offset
+            if ended or not follow:
+                return
+            await changes.wait(None)
+
+
+def _frame(event: EventView) -> bytes:
+    return f"id: {event.id}\nevent: {event.kind.value}\ndata: {event.model_dump_json()}\n\n".encode()
+
+
+def _ended(event: EventView, before: bool) -> bool:
+    if event.kind is not EventKind.TASK_STATUS or event.current is None:
+        return before
+    return TaskStatus(event.current).is_final

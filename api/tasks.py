@@ -1,0 +1,209 @@
+"""The task API: submit, list, show, follow, cancel."""
+
+import hashlib
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import StringConstraints
+
+from api import streams
+from api.dependencies import Api, EmptyIsNone, Services, require_user
+from api.limits import read_body
+from api.openapi import json_body
+from api.problems import Problem, registry_away
+from api.templates import TemplateError, resolve
+from api.workflows_client import cancel_task, require_worker, start_task
+from messages.names import is_id
+from messages.statuses import BackendKind, TaskStatus, TaskStep
+from messages.tasks import TaskInput, TaskOutcome, TaskRequest
+from messages.views import TaskPage, TaskView
+from store.errors import RegistryUnavailable, TaskConflict
+
+MAX_KEY_CHARS = 255
+MAX_CURSOR_CHARS = 500
+MAX_OFFSET = 2**62
+
+Cursor = Annotated[str, StringConstraints(max_length=MAX_CURSOR_CHARS)]
+
+router = APIRouter(prefix="/api/tasks", tags=["tasks"], dependencies=[Depends(require_user)])
+
+
+@router.post("", status_code=201, response_model=TaskView, openapi_extra=json_body(TaskRequest))
+async def submit(
+    request: Request,
+    api: Api,
+    idempotency_key: Annotated[str | None, Header()] = None,
+) -> JSONResponse:
+    """Submit a task. The same id, or Idempotency-Key, and the same body: 200 with the same task; another body: 409."""
+    asked = await read_body(request, TaskRequest, what="task")
+    if idempotency_key is not None and not (
+        0 < len(idempotency_key) <= MAX_KEY_CHARS and idempotency_key.isprintable()
+    ):
+        raise Problem(400, "invalid-key", f"the Idempotency-Key has to be 1 to {MAX_KEY_CHARS} printable characters")
+    try:
+        task = resolve(asked, api.templates, host_id=api.given.host_id)
+    except TemplateError as e:
+        raise Problem(422, "invalid-task", f"the task cannot run as asked: {e}") from None
+    await _require_host(api, task, known=asked.id)
+    try:
+        submission = await api.registry.tasks.create(task, digest=_digest(asked), idempotency_key=idempotency_key)
+    except TaskConflict as e:
+        raise Problem(
+            409,
+            "task-conflict",
+            f"{e}; use another id or Idempotency-Key, or send the same request to get that task",
+            task_id=e.task_id,
+        ) from None
+    except ValueError as e:
+        raise Problem(422, "invalid-task", f"the task cannot be recorded: {e}") from None
+    task_id = submission.task.task_id
+    if submission.status is TaskStatus.QUEUED:
+        await start_task(api.temporal, submission.task)
+    view = await _view(api, task_id)
+    if view.status is TaskStatus.CANCELLED and submission.status is TaskStatus.QUEUED:
+        # Cancelled between the look at the row and the start: what was started then has nobody left who wants it.
+        await cancel_task(api.temporal, task_id)
+    return JSONResponse(
+        view.model_dump(mode="json"),
+        201 if submission.created else 200,
+        {"Location": f"/api/tasks/{task_id}"},
+    )
+
+
+@router.get("")
+async def list_tasks(  # noqa: PLR0917 (FastAPI passes them by name)
+    api: Api,
+    status: Annotated[TaskStatus | None, EmptyIsNone] = None,
+    step: Annotated[TaskStep | None, EmptyIsNone] = None,
+    backend: Annotated[BackendKind | None, EmptyIsNone] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[Cursor | None, EmptyIsNone] = None,
+) -> TaskPage:
+    """List tasks, newest first."""
+    try:
+        return await api.registry.tasks.list(status=status, step=step, backend=backend, limit=limit, cursor=cursor)
+    except ValueError:
+        raise Problem(400, "invalid-parameter", "parameter cursor: not one that this API gave out") from None
+
+
+@router.get("/{task_id}")
+async def show(task_id: str, api: Api) -> TaskView:
+    """Show a task, whole."""
+    return await _view(api, task_id)
+
+
+@router.get("/{task_id}/events", response_class=StreamingResponse)
+async def events(
+    task_id: str,
+    api: Api,
+    last_event_id: Annotated[str | None, Header()] = None,
+    follow: bool = True,
+) -> Response:
+    """Stream the task's transitions as server-sent events, from ``Last-Event-ID`` on, until the task has ended."""
+    after = 0
+    if last_event_id:
+        if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) < 19):
+            raise Problem(400, "invalid-parameter", "Last-Event-ID has to be the id of an event of this API, a number")
+        after = int(last_event_id)
+    view = await _view(api, task_id)
+    if last_event_id and view.status.is_final and not await api.registry.tasks.events(task_id, after=after, limit=1):
+        # Tells an EventSource, which reconnects after every end, that there is no more to come.
+        return Response(status_code=204)
+    stream = streams.events(api, task_id, after=after, ended=view.status.is_final, follow=follow)
+    return StreamingResponse(stream, media_type="text/event-stream", headers=streams.HEADERS)
+
+
+@router.get("/{task_id}/logs", response_class=StreamingResponse)
+async def logs(
+    task_id: str,
+    api: Api,
+    follow: bool = False,
+    offset: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
+) -> Response:
+    """Return the session's output from byte ``offset`` on; with ``follow``, as it comes, until the task has ended."""
+    view = await _view(api, task_id)
+    stream = streams.output(api, task_id, offset=offset, ended=view.status.is_final, follow=follow)
+    return StreamingResponse(stream, media_type="text/plain; charset=utf-8", headers=streams.HEADERS)
+
+
+@router.get("/{task_id}/diff", response_class=Response)
+async def diff(task_id: str, api: Api) -> Response:
+    """Return what the task's agent changed, as a patch for ``git apply``."""
+    view = await _view(api, task_id)
+    patch = await api.registry.results.patch(task_id)
+    if patch is not None:
+        return Response(patch, media_type="text/x-diff")
+    if view.result is not None:
+        raise Problem(
+            404,
+            "patch-too-large",
+            f"the change of task {task_id!r} is too large to be kept as a patch; it is on branch"
+            f" {view.result.branch!r}, from {view.result.base_commit} to {view.result.commit}",
+        )
+    why = "has not been saved yet: it still runs" if not view.status.is_final else "does not exist: nothing was changed"
+    raise Problem(404, "no-change", f"a change of task {task_id!r} {why}")
+
+
+@router.post("/{task_id}/cancel", status_code=202)
+async def cancel(task_id: str, api: Api) -> dict[str, str]:
+    """Ask for the task's cancellation; it has ended once its workspace is released."""
+    if not is_id(task_id):
+        raise _unknown(task_id)
+    try:
+        view = await _view(api, task_id)
+        if view.status.is_final:
+            raise _already_final(view)
+    except RegistryUnavailable:
+        view = None  # Temporal alone can cancel
+    if await cancel_task(api.temporal, task_id):
+        return {"id": task_id, "detail": "the cancellation was asked for; the workspace is released first"}
+    if view is None:
+        raise registry_away()
+    if view.status is TaskStatus.QUEUED:
+        outcome = TaskOutcome(status=TaskStatus.CANCELLED, error="cancelled before it was started")
+        if await api.registry.tasks.finish(task_id, outcome):
+            return {"id": task_id, "detail": "the task was cancelled before it was started"}
+    view = await _view(api, task_id)
+    if view.status.is_final:
+        raise _already_final(view)
+    raise Problem(
+        409,
+        "no-workflow",
+        f"task {task_id!r} is recorded as {view.status.value}, but Temporal runs no workflow {view.workflow_id!r};"
+        " it was terminated or Temporal lost its data; look for what it left in its workspace",
+    )
+
+
+async def _require_host(api: Services, task: TaskInput, *, known: str | None) -> None:
+    """Refuse a repository on a host without a worker, unless the request repeats one that was taken."""
+    if task.repository is None or task.repository.host is None:
+        return
+    try:
+        await require_worker(api.temporal, task.repository.host)
+    except Problem:
+        if known is None or await api.registry.tasks.get(known) is None:
+            raise
+
+
+async def _view(api: Services, task_id: str) -> TaskView:
+    view = await api.registry.tasks.get(task_id) if is_id(task_id) else None
+    if view is None:
+        raise _unknown(task_id)
+    return view.model_copy(update={"ui_url": api.ui_link(view.workflow_id)})
+
+
+def _unknown(task_id: str) -> Problem:
+    return Problem(404, "unknown-task", f"there is no task {task_id[:100]!r}; GET /api/tasks lists what there is")
+
+
+def _already_final(view: TaskView) -> Problem:
+    return Problem(409, "already-final", f"task {view.id!r} is {view.status.value} already; there is nothing to cancel")
+
+
+def _digest(asked: TaskRequest) -> str:
+    """Return what tells two requests apart: SHA-256 of the request's canonical JSON, defaults left out."""
+    content = asked.model_dump(mode="json", exclude_defaults=True)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,179 @@
+"""Templates: a folder of YAML files beside the built-in ones, and how a request becomes a task by one of them."""
+
+import secrets
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import ValidationError
+
+from messages.statuses import BackendKind
+from messages.tasks import Repository, TaskInput, TaskRequest
+from messages.templates import Template, agent_preset
+
+BUILTIN_FOLDER = Path(__file__).parent / "builtin_templates"
+MAX_TEMPLATE_BYTES = 256 * 1024
+_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+_Signature = tuple[tuple[str, int, int], ...]
+
+
+class TemplateError(Exception):
+    """The request or a template cannot be used; the text says why and what to do."""
+
+
+class TemplateFolder:
+    """The templates there are. A file that changes is read anew; one that is broken spoils no other."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._signature: _Signature | None = None
+        self._templates: dict[str, Template] = {}
+        self._broken: dict[str, str] = {}
+
+    def all(self) -> list[Template]:
+        """Return every usable template, by name."""
+        templates, _ = self._current()
+        return [templates[name] for name in sorted(templates)]
+
+    def broken(self) -> dict[str, str]:
+        """Return, by file, why a template cannot be used."""
+        return dict(self._current()[1])
+
+    def find(self, name: str) -> Template:
+        """Return the template called ``name``; raise :class:`TemplateError` naming what there is."""
+        templates, broken = self._current()
+        if name in templates:
+            return templates[name]
+        text = f"there is no template {name[:100]!r}; known: {', '.join(sorted(templates))}"
+        if broken:
+            text += "; not usable: " + "; ".join(f"{file}: {why}" for file, why in sorted(broken.items()))
+        raise TemplateError(text)
+
+    def _current(self) -> tuple[dict[str, Template], dict[str, str]]:
+        with self._lock:
+            try:
+                files = list(self._files())
+                signature = tuple(_mark(file) for file in files)
+            except OSError as e:
+                raise TemplateError(
+                    f"the templates in {self._folder} cannot be read ({e.strerror}); check TASKRUNNER_TEMPLATES"
+                ) from e
+            if signature != self._signature:
+                self._read(files)
+                self._signature = signature
+            return self._templates, self._broken
+
+    def _files(self) -> Iterator[Path]:
+        yield from sorted(BUILTIN_FOLDER.glob("*.yaml"))
+        if self._folder is not None:
+            yield from sorted(path for path in self._folder.iterdir() if path.suffix in {".yaml", ".yml"})
+
+    def _read(self, files: list[Path]) -> None:
+        self._templates, self._broken = {}, {}
+        for file in files:
+            try:
+                template = load_template(file)
+                if template.name in self._templates:
+                    raise TemplateError(f"the name {template.name!r} is taken by another template; choose another")
+            except TemplateError as e:
+                self._broken[file.name] = str(e)
+            else:
+                self._templates[template.name] = template
+
+
+def _mark(file: Path) -> tuple[str, int, int]:
+    """Return what changes when a file does; for one that cannot be looked at, its name alone."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return str(file), 0, 0
+    return str(file), stat.st_mtime_ns, stat.st_size
+
+
+def load_template(file: Path) -> Template:
+    """Read one template; raise :class:`TemplateError` with what is wrong where."""
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(MAX_TEMPLATE_BYTES + 1)
+        if len(raw) > MAX_TEMPLATE_BYTES:
+            raise TemplateError(f"larger than {MAX_TEMPLATE_BYTES} bytes")
+        content: object = yaml.safe_load(raw)
+    except OSError as e:
+        raise TemplateError(f"cannot be read: {e.strerror}") from e
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise TemplateError(f"not valid YAML: {' '.join(str(e).split())[:300]}") from e
+    if not isinstance(content, dict):
+        raise TemplateError("not a mapping; a template starts with a line like: name: my-template")
+    return _validated(cast(dict[Any, Any], content))
+
+
+def _validated(content: dict[Any, Any]) -> Template:
+    try:
+        return Template.model_validate(content)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise TemplateError(f"{where}: {message}" if where else message) from None
+
+
+def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) -> TaskInput:
+    """Return the task that a request asks for: its template, with what the request says in place of the template's.
+
+    Ids that the request does not give are made here. A repository's path without a host is on ``host_id``.
+    Raises :class:`TemplateError` for what cannot run as asked.
+    """
+    template = _template(request, templates)
+    repository = _repository(request, template.backend, host_id)
+    if request.ref is not None and repository is None:
+        raise TemplateError("a ref was given without a repository; give the repository too, or leave the ref out")
+    return TaskInput(
+        task_id=request.id or f"t-{_random(8)}",
+        workspace_id=f"w-{_random(10)}",
+        prompt=request.prompt,
+        template=template,
+        repository=repository,
+        ref=request.ref,
+    )
+
+
+def _template(request: TaskRequest, templates: TemplateFolder) -> Template:
+    if request.template is not None:
+        name = request.template
+    elif request.backend is not None:
+        name = request.backend.value
+    else:
+        name = BackendKind.WORKTREE.value if request.repository else BackendKind.LOCAL.value
+    changes: dict[str, Any] = {}
+    if request.backend is not None:
+        changes["backend"] = request.backend
+    if request.agent is not None:
+        try:
+            changes["agent"] = agent_preset(request.agent)
+        except ValueError as e:
+            raise TemplateError(str(e)) from None
+    if request.timeout is not None:
+        changes["session_timeout"] = request.timeout
+    if request.template is None and request.backend is not None and name not in {t.name for t in templates.all()}:
+        name = BackendKind.LOCAL.value  # no template of its own: validation below says which backends there are
+    template = templates.find(name)
+    return _validated({**template.model_dump(), **changes}) if changes else template
+
+
+def _repository(request: TaskRequest, backend: BackendKind, host_id: str) -> Repository | None:
+    repository = request.repository
+    if repository is None:
+        if backend is BackendKind.WORKTREE:
+            raise TemplateError("the backend 'worktree' needs a repository; give one, or use the backend 'local'")
+        return None
+    if repository.url is not None:
+        raise TemplateError("repository.url is not available in this release; give repository.path of a local clone")
+    return repository if repository.host else repository.model_copy(update={"host": host_id})
+
+
+def _random(length: int) -> str:
+    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(length))

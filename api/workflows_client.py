@@ -1,0 +1,146 @@
+"""The client side of Temporal: starting and cancelling tasks, and asking which hosts have a worker."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import (
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from api.problems import Problem, unavailable
+from messages.names import (
+    TASK_QUEUE,
+    TASK_RUNNER,
+    TASK_STATUS,
+    TASK_STEP,
+    WORKSPACE_BACKEND,
+    WORKSPACE_ID,
+    host_task_queue,
+    task_workflow_id,
+)
+from messages.statuses import TaskStatus, TaskStep
+from messages.tasks import TaskInput
+
+RPC_SECONDS = 5.0
+_SUMMARY_BYTES = 200
+_LOOKS_FOR_A_WORKER = (0.0, 0.25, 0.5, 1.0)
+"""Pauses before each look for a host's worker (seconds)."""
+
+_log = logging.getLogger(__name__)
+
+
+async def start_task(client: Client, task: TaskInput) -> None:
+    """Start the task's workflow unless it runs or has run; raise a 503 problem while Temporal is away."""
+    workflow_id = task_workflow_id(task.task_id)
+    async with _answering(f"task {task.task_id!r} is recorded, but Temporal", "submit it again to start it"):
+        try:
+            await client.start_workflow(
+                TASK_RUNNER,
+                task,
+                id=workflow_id,
+                task_queue=TASK_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                search_attributes=TypedSearchAttributes(
+                    [
+                        SearchAttributePair(TASK_STATUS, TaskStatus.RUNNING.value),
+                        SearchAttributePair(TASK_STEP, TaskStep.PREFLIGHT.value),
+                        SearchAttributePair(WORKSPACE_BACKEND, task.template.backend.value),
+                        SearchAttributePair(WORKSPACE_ID, task.workspace_id),
+                    ]
+                ),
+                static_summary=_summary(task.prompt),
+                static_details=_details(task),
+                rpc_timeout=timedelta(seconds=RPC_SECONDS),
+            )
+        except WorkflowAlreadyStartedError:
+            _log.warning("%s has run before and is not started again", workflow_id)
+
+
+async def cancel_task(client: Client, task_id: str) -> bool:
+    """Ask the task's workflow to cancel; False where no such workflow runs. Raises a 503 problem."""
+    async with _answering(f"task {task_id!r} was not cancelled: Temporal", "try again in a moment"):
+        try:
+            handle = client.get_workflow_handle(task_workflow_id(task_id))
+            # Temporal answers a request to cancel a closed workflow as if it had been of use.
+            description = await handle.describe(rpc_timeout=timedelta(seconds=RPC_SECONDS))
+            if description.status is not WorkflowExecutionStatus.RUNNING:
+                return False
+            await handle.cancel(rpc_timeout=timedelta(seconds=RPC_SECONDS))
+        except RPCError as e:
+            if e.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+    return True
+
+
+async def require_worker(client: Client, host_id: str) -> None:
+    """Raise a 422 problem where no worker serves ``host_id``. While Temporal is away nothing is known, or raised."""
+    request = DescribeTaskQueueRequest(
+        namespace=client.namespace,
+        task_queue=TaskQueue(name=host_task_queue(host_id)),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+    )
+    for pause in _LOOKS_FOR_A_WORKER:
+        # A worker that has just started is known from its first poll on, and nothing announces that.
+        await asyncio.sleep(pause)
+        try:
+            async with asyncio.timeout(RPC_SECONDS):
+                answer = await client.workflow_service.describe_task_queue(
+                    request, timeout=timedelta(seconds=RPC_SECONDS)
+                )
+        except (RPCError, TimeoutError, RuntimeError) as e:
+            _log.warning("whether host %s has a worker is not known: %s", host_id, e or "no answer")
+            return
+        if answer.pollers:
+            return
+    raise Problem(
+        422,
+        "no-worker-on-host",
+        f"no worker runs on host {host_id!r}, where the repository is said to be; start one there with"
+        " 'taskrunner worker', or name the host that has the repository",
+    )
+
+
+@asynccontextmanager
+async def _answering(what: str, hint: str) -> AsyncGenerator[None]:
+    """Turn every way in which Temporal can fail to answer into a 503 problem."""
+    try:
+        # The outer limit also covers connecting, which a lazy client does within its first call.
+        async with asyncio.timeout(RPC_SECONDS + 0.5):
+            yield
+    except RPCError as e:
+        _log.warning("%s answered %s: %s", what, e.status.name, e.message)
+        raise unavailable(f"{what} answered {e.status.name}: {e.message[:300]}", hint) from e
+    except (TimeoutError, RuntimeError) as e:
+        _log.warning("%s is away: %s", what, e or "no answer")
+        raise unavailable(f"{what} is away", hint) from e
+
+
+def _summary(prompt: str) -> str:
+    """Return the prompt's first line, short enough for Temporal's UI (at most 200 bytes)."""
+    line = next((line.strip() for line in prompt.splitlines() if line.strip()), "")
+    return line.encode()[:_SUMMARY_BYTES].decode("utf-8", "ignore")
+
+
+def _details(task: TaskInput) -> str:
+    lines = [
+        f"- task `{task.task_id}`, workspace `{task.workspace_id}`",
+        f"- template `{task.template.name}`, backend `{task.template.backend.value}`",
+    ]
+    if task.repository is not None:
+        where = f"`{task.repository.path}` on host `{task.repository.host}`" if task.repository.path else "a URL"
+        lines.append(f"- repository {where}, ref `{task.ref or 'HEAD'}`")
+    return "\n".join(lines)

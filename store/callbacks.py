@@ -1,0 +1,75 @@
+"""Callbacks that Temporal could not take when they came, kept until it can."""
+
+from typing import Any
+
+from psycopg.rows import class_row
+
+from store.database import Connection, Group, statement
+from store.records import KeptCallback
+from store.values import jsonb
+
+_KEEP = """
+    INSERT INTO kept_callbacks (workflow_id, signal, workspace_id, attempt, session_id, payload)
+    VALUES (%(workflow_id)s, %(signal)s, %(workspace_id)s, %(attempt)s, %(session_id)s, %(payload)s)
+    ON CONFLICT DO NOTHING
+"""
+_UNDELIVERED = """
+    SELECT id, workflow_id, signal, workspace_id, attempt, session_id, payload FROM kept_callbacks
+    WHERE delivered_at IS NULL
+    ORDER BY id
+    LIMIT %(limit)s
+"""
+_DELIVERED = "UPDATE kept_callbacks SET delivered_at = now() WHERE id = %(id)s AND delivered_at IS NULL"
+_FIND = """
+    SELECT id, workflow_id, signal, workspace_id, attempt, session_id, payload FROM kept_callbacks
+    WHERE workspace_id = %(workspace_id)s AND attempt = %(attempt)s AND delivered_at IS NULL
+    ORDER BY id
+"""
+
+
+class CallbackStore(Group):
+    """The callbacks that wait for Temporal."""
+
+    @statement
+    async def keep(
+        self,
+        connection: Connection,
+        *,
+        workflow_id: str,
+        signal: str,
+        workspace_id: str,
+        attempt: int,
+        session_id: str | None,
+        payload: dict[str, Any],
+    ) -> None:
+        """Keep a callback; the first of its workspace, attempt, signal and session counts, delivered or not."""
+        await connection.execute(
+            _KEEP,
+            {
+                "workflow_id": workflow_id,
+                "signal": signal,
+                "workspace_id": workspace_id,
+                "attempt": attempt,
+                "session_id": session_id,
+                "payload": jsonb(payload),
+            },
+        )
+
+    @statement
+    async def undelivered(self, connection: Connection, limit: int = 100) -> list[KeptCallback]:
+        """Return the oldest callbacks that have not been delivered."""
+        async with connection.cursor(row_factory=class_row(KeptCallback)) as cursor:
+            await cursor.execute(_UNDELIVERED, {"limit": limit})
+            return await cursor.fetchall()
+
+    @statement
+    async def delivered(self, connection: Connection, callback_id: int) -> None:
+        """Record that a callback was delivered, or that there is nobody left to deliver it to."""
+        await connection.execute(_DELIVERED, {"id": callback_id})
+
+    @statement
+    async def find(self, connection: Connection, workspace_id: str, attempt: int) -> list[KeptCallback]:
+        """Return an attempt's callbacks that have not been delivered, oldest first."""
+        async with connection.cursor(row_factory=class_row(KeptCallback)) as cursor:
+            await cursor.execute(_FIND, {"workspace_id": workspace_id, "attempt": attempt})
+            return await cursor.fetchall()

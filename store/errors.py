@@ -1,0 +1,51 @@
+"""What the registry raises.
+
+::
+
+    RegistryError
+    ├── RegistryUnavailable   PostgreSQL did not answer in time; the call may be repeated
+    ├── TaskConflict          the id or the idempotency key stands for another request
+    ├── AttemptSuperseded     the attempt is no longer the one that is wanted
+    ├── UnknownSession        no such session in that workspace and attempt
+    ├── OutputGap             output before this piece is missing
+    └── MigrationError        the database cannot be brought to this release's schema
+"""
+
+
+class RegistryError(Exception):
+    """The base of all errors of the registry."""
+
+
+class RegistryUnavailable(RegistryError):
+    """PostgreSQL could not be reached, or did not answer in time.
+
+    Whether the call had an effect is not known; every call of the registry may be repeated.
+    """
+
+
+class TaskConflict(RegistryError):
+    """The task id, or the idempotency key, belongs to a request that was different."""
+
+    def __init__(self, task_id: str, text: str) -> None:
+        super().__init__(text)
+        self.task_id = task_id
+
+
+class AttemptSuperseded(RegistryError):
+    """The workspace has a newer attempt, or is no longer to be provisioned."""
+
+
+class UnknownSession(RegistryError):
+    """There is no such session, or it belongs to another workspace or attempt."""
+
+
+class OutputGap(RegistryError):
+    """Output before this piece is missing; ``expected`` is the offset (bytes) that has to come next."""
+
+    def __init__(self, session_id: str, expected: int) -> None:
+        super().__init__(f"session {session_id}: output is stored up to byte {expected}; send from there")
+        self.expected = expected
+
+
+class MigrationError(RegistryError):
+    """The database does not fit this release; the text says what to do."""

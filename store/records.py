@@ -1,0 +1,56 @@
+"""What the registry answers where a view of the task API would not do."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from messages.statuses import TaskStatus, Verdict, WorkspaceStatus
+from messages.tasks import TaskInput
+
+
+class Submission(NamedTuple):
+    """The stored task, and whether this call created it. ``status`` is the task's current one."""
+
+    task: TaskInput
+    created: bool
+    status: TaskStatus
+
+
+@dataclass(frozen=True, slots=True)
+class CallbackState:
+    """What is needed to answer a callback. ``verdict`` is the current attempt's, None before there is one."""
+
+    workspace_id: str
+    attempt: int
+    status: WorkspaceStatus
+    owner_workflow_id: str
+    verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputAppended:
+    """How many bytes of a piece were new, and the offset (bytes) that has to come next."""
+
+    stored_bytes: int
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPiece:
+    """Output from ``offset`` (bytes) on. ``data`` is empty where nothing is stored there (yet)."""
+
+    offset: int
+    data: bytes
+    next_offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCallback:
+    """A signal that Temporal could not take yet; ``payload`` is the JSON of its argument."""
+
+    id: int
+    workflow_id: str
+    signal: str
+    workspace_id: str
+    attempt: int
+    session_id: str | None
+    payload: dict[str, Any]

@@ -1,0 +1,73 @@
+"""The numbered migrations, and who may apply them when."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import LiteralString, cast
+
+import psycopg
+
+from store.errors import MigrationError, RegistryUnavailable
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+"""The folder of the migrations, in a checkout as in an installed wheel."""
+
+_LOCK_KEY = 7_236_114_905_518
+"""Any number, the same in every release: two releases must not migrate at once either."""
+
+_LOCK = "SELECT pg_advisory_lock(%s)"
+_CREATE_LEDGER = """
+    CREATE TABLE IF NOT EXISTS schema_migrations (
+        name text PRIMARY KEY,
+        applied_at timestamptz NOT NULL DEFAULT now()
+    )
+"""
+_APPLIED = "SELECT name FROM schema_migrations"
+_RECORD = "INSERT INTO schema_migrations (name) VALUES (%s)"
+
+
+def migrate(url: str, *, folder: Path = MIGRATIONS) -> list[str]:
+    """Bring the database at ``url`` to this release's schema and return the names of the migrations applied now.
+
+    Each migration is one transaction. Whoever comes while another migrates waits for it, and then finds nothing to do.
+    Raises :class:`MigrationError` where the database was migrated by a newer release or a migration fails, and
+    :class:`RegistryUnavailable` where PostgreSQL cannot be reached.
+    """
+    files = {file.stem: file for file in sorted(folder.glob("[0-9]*.sql"))}
+    if not files:
+        raise MigrationError(f"no migrations in {folder}: the installation is incomplete")
+    with _connected(url) as connection:
+        connection.execute(_LOCK, (_LOCK_KEY,))  # held until the connection closes
+        connection.execute(_CREATE_LEDGER)
+        applied = {str(name) for (name,) in connection.execute(_APPLIED)}
+        if newer := sorted(applied - files.keys()):
+            raise MigrationError(
+                f"the database was migrated by a newer release (it has {newer[-1]}, which this release does not know); "
+                "use that release, or another database"
+            )
+        missing = [name for name in files if name not in applied]
+        for name in missing:
+            _apply(connection, name, files[name].read_text(encoding="utf-8"))
+    return missing
+
+
+@contextmanager
+def _connected(url: str) -> Generator[psycopg.Connection]:
+    try:
+        with psycopg.connect(
+            url, autocommit=True, connect_timeout=10, application_name="taskrunner-migrate"
+        ) as connection:
+            yield connection
+    except psycopg.OperationalError as e:
+        raise RegistryUnavailable(f"cannot migrate the database: {str(e).strip()}") from e
+
+
+def _apply(connection: psycopg.Connection, name: str, text: str) -> None:
+    try:
+        with connection.transaction():
+            connection.execute(cast(LiteralString, text))  # our own file
+            connection.execute(_RECORD, (name,))
+    except psycopg.OperationalError:
+        raise
+    except psycopg.Error as e:
+        raise MigrationError(f"migration {name} failed and changed nothing: {str(e).strip()}") from e

@@ -1,0 +1,232 @@
+"""Whatever is wrong: one line that says what to do, the right exit code, no traceback, nothing left behind."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import pytest
+
+from tests.support.cli import PROGRAM, Cli, Finished, is_one_line, private_cli
+
+pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture
+def cli() -> Iterator[Cli]:
+    with private_cli() as cli:
+        yield cli
+
+
+def refused(finished: Finished, code: int, *words: str) -> None:
+    assert finished.code == code, finished
+    assert is_one_line(finished), finished
+    for word in words:
+        assert word in finished.err, finished
+
+
+def make_repository(folder: Path, *, commit: bool = True) -> Path:
+    folder.mkdir(exist_ok=True)
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    if commit:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        subprocess.run(
+            ["git", "-C", str(folder), *identity, "commit", "-q", "--allow-empty", "-m", "first"], check=True
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["run"], ["PROMPT", "taskrunner run --help"]),
+        (["run", "--wat", "x"], ["--wat"]),
+        (["rnu", "x"], ["did you mean 'run'"]),
+        (["run", "  "], ["blank"]),
+        (["run", "--backend", "nowhere", "x"], ["nowhere", "local, worktree"]),
+        (["run", "--backend", "vm", "x"], ["vm", "local, worktree"]),
+        (["run", "--agent", "wizard", "x"], ["wizard", "shell"]),
+        (["run", "--template", "nope", "x"], ["nope", "local, worktree"]),
+        (["run", "--timeout", "5", "x"], ["--timeout", "90s"]),
+        (["run", "--timeout", "0s", "x"], ["session_timeout"]),
+        (["run", "--id", "../x", "x"], ["../x", "letters"]),
+        (["run", "--id", "Ä", "x"], ["letters"]),
+        (["run", "--repo", "/nowhere/at/all", "x"], ["/nowhere/at/all", "no such folder"]),
+        (["run", "--repo", "/etc/passwd", "x"], ["not a folder"]),
+        (["run", "--repo", "/proc", "x"], ["/proc is not a git repository"]),
+        (["run", "--repo", "https://example.org/x.git", "x"], ["not available in this release"]),
+        (["run", "--backend", "worktree", "x"], ["--repo"]),
+        (["run", "--ref", "main", "x"], ["--repo"]),
+        (["dev", "--port", "70000"], ["70000"]),
+        (["list", "--status", "odd"], ["odd"]),
+        (["migrate"], ["TASKRUNNER_DATABASE_URL"]),
+        (["worker"], ["TASKRUNNER_DATABASE_URL"]),
+        (["api"], ["TASKRUNNER_DATABASE_URL"]),
+    ],
+    ids=lambda value: " ".join(value) if value and isinstance(value, list) else None,
+)
+def test_wrong_usage_is_refused_before_anything_starts(cli: Cli, args: list[str], words: list[str]) -> None:
+    """S13, S36: exit code 2, and no stack was started for it."""
+    refused(cli.run(*args), 2, *words)
+    assert not (cli.home / "postgres").exists()
+    assert cli.processes() == {}
+
+
+def test_repositories_that_cannot_be_worked_on_are_refused(cli: Cli) -> None:
+    unborn = make_repository(cli.cwd / "unborn", commit=False)
+    refused(cli.run("run", "x", cwd=unborn), 2, "has no commit yet")
+    born = make_repository(cli.cwd / "born")
+    refused(cli.run("run", "--ref", "nope", "x", cwd=born), 2, "'nope'")
+    refused(cli.run("run", "--ref", "--upload-pack=x", "x", cwd=born), 2, "--upload-pack")
+    assert cli.processes() == {}
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["list"],
+        ["show", "x"],
+        ["logs", "x"],
+        ["diff", "x"],
+        ["events", "x"],
+        ["cancel", "x"],
+        ["submit", "x"],
+        ["templates", "list"],
+    ],
+    ids=lambda args: args[0],
+)
+def test_without_a_service_the_way_to_one_is_told(cli: Cli, args: list[str]) -> None:
+    refused(cli.run(*args), 3, "taskrunner dev")
+    assert not cli.home.exists()
+
+
+def test_a_named_service_that_does_not_answer_is_not_replaced(cli: Cli) -> None:
+    env = {"TASKRUNNER_API_URL": "http://127.0.0.1:1"}
+    for args in (["run", "echo x"], ["list"]):
+        refused(cli.run(*args, env=env), 3, "http://127.0.0.1:1")
+    refused(cli.run("list", env={"TASKRUNNER_API_URL": "nonsense"}), 2, "TASKRUNNER_API_URL")
+    assert not cli.home.exists()
+
+
+def test_ids_and_names_that_the_service_does_not_know(cli: Cli) -> None:
+    """S36: unknown and malformed ids, and the state of a second stack on a home in use."""
+    with cli.dev():
+        for command in ("show", "logs", "events", "diff", "cancel"):
+            refused(cli.run(command, "unknown"), 2, "unknown")
+            refused(cli.run(command, "../x"), 2, "letters")
+        refused(cli.run("templates", "show", "unknown"), 2, "unknown", "worktree")
+        refused(cli.run("list", "--cursor", "nonsense"), 2, "cursor")
+        refused(cli.run("dev", "--port", "0"), 2, "runs on", "already")
+        first = cli.run("submit", "--id", "same", "echo x")
+        assert (first.code, first.out) == (0, "same\n"), first
+        assert cli.run("submit", "--id", "same", "echo x").code == 0
+        refused(cli.run("submit", "--id", "same", "echo y"), 2, "same")
+        followed = cli.run("logs", "-f", "same")
+        assert (followed.code, followed.out) == (0, "x\n"), followed
+        refused(cli.run("cancel", "same"), 2, "completed")
+        refused(cli.run("list", env={"TASKRUNNER_API_TOKEN": "wrong"}), 3, "TASKRUNNER_API_TOKEN")
+    assert cli.processes() == {}
+
+
+@pytest.mark.parametrize("option", ["--port", "--temporal-port", "--ui-port"])
+def test_a_port_in_use_is_told_with_its_option(cli: Cli, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ports = {"--port": "0", "--temporal-port": "0", "--ui-port": "0", option: port}
+        finished = cli.run("dev", *(part for pair in ports.items() for part in pair))
+    refused(finished, 2, port, option)
+    assert cli.processes() == {}
+
+
+def test_homes_that_cannot_be_used(cli: Cli) -> None:
+    file = cli.cwd / "file"
+    file.write_text("x")
+    for home in (file, file / "below", Path("/proc/home"), Path("/dev/null")):
+        for args in (["run", "--backend", "local", "x"], ["dev", "--port", "0"]):
+            refused(
+                cli.run(*args, env={"TASKRUNNER_HOME": str(home)}), 2, "TASKRUNNER_HOME", str(home).split("/below")[0]
+            )
+    assert file.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "words"),
+    [
+        ("keys.json", "{", 2, ["keys.json"]),
+        ("postgres/PG_VERSION", "9\n", 3, ["postgres"]),
+        ("postgres/something", "x", 3, ["postgres", "move it away"]),
+        ("temporal.db", "this is no database, and longer than a page header " * 100, 3, ["Temporal"]),
+    ],
+)
+def test_a_broken_part_of_the_home_is_named(cli: Cli, name: str, content: str, code: int, words: list[str]) -> None:
+    path = cli.home / name
+    path.parent.mkdir(parents=True)
+    path.write_text(content)
+    path.chmod(0o600)
+    finished = cli.run("dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0")
+    refused(finished, code, *words)
+    started = cli.run("run", "--backend", "local", "x")
+    assert started.code == code, started
+    assert started.err.splitlines()[-1].startswith("error: "), started
+    assert "Traceback" not in started.err
+    assert path.read_text() == content
+    assert cli.processes() == {}
+
+
+def test_records_that_cannot_be_read_are_as_good_as_none(cli: Cli) -> None:
+    """A torn stack.json or an empty token file costs nothing but themselves."""
+    cli.home.mkdir()
+    (cli.home / "stack.json").write_text('{"pid": 1, "api_')
+    (cli.home / "api-token").write_bytes(b"\xff\xfe")
+    refused(cli.run("list"), 3, "taskrunner dev")
+    finished = cli.run("run", "echo fine")
+    assert (finished.code, finished.out) == (0, "fine\n"), finished
+
+
+def test_without_any_way_to_temporal_what_to_install_is_told(cli: Cli) -> None:
+    tools = cli.cwd / "bin"
+    tools.mkdir()
+    env = {
+        "PATH": str(tools),
+        "XDG_CACHE_HOME": str(cli.cwd / "cache"),
+        # A proxy that is not there: the download fails wherever this runs.
+        **dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:1"),
+    }
+    finished = cli.run("dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0", env=env)
+    assert finished.code == 3, finished
+    last = finished.err.splitlines()[-1]
+    assert last.startswith("error: "), finished
+    assert "https://docs.temporal.io/cli" in last
+    assert "TASKRUNNER_TEMPORAL_BIN" in last
+    assert "Traceback" not in finished.err
+    assert [path.name for path in (cli.cwd / "cache" / "taskrunner" / "bin").iterdir()] == [".lock"]
+    refused(cli.run("dev", env={"TASKRUNNER_TEMPORAL_BIN": "/nowhere/temporal"}), 3, "TASKRUNNER_TEMPORAL_BIN")
+    refused(cli.run("dev", "--port", "0", env={"TASKRUNNER_TEMPORAL_BIN": "/bin/false"}), 3, "Temporal")
+    assert cli.processes() == {}
+
+
+def test_help_is_there_at_once(cli: Cli) -> None:
+    """Help imports none of the heavy parts: it takes a fifth of a second more than Python itself, at most."""
+
+    def seconds(command: list[str]) -> float:
+        took: list[float] = []
+        for _ in range(5):
+            began = perf_counter()
+            subprocess.run(command, check=True, capture_output=True, env=cli.env)
+            took.append(perf_counter() - began)
+        return median(took)
+
+    bare = seconds([sys.executable, "-c", "pass"])
+    for args in (["--help"], ["run", "--help"], ["list", "--help"], ["dev", "--help"], ["templates", "--help"]):
+        assert seconds([*PROGRAM, *args]) < bare + 0.2, args
+
+
+@pytest.mark.parametrize("args", [["--help"], ["-h"], ["run", "--help"], ["--version"]], ids=" ".join)
+def test_help_and_version_end_well(cli: Cli, args: list[str]) -> None:
+    finished = cli.run(*args)
+    assert finished.code == 0
+    assert "taskrunner" in finished.out
+    assert finished.err == ""

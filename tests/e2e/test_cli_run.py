@@ -1,0 +1,199 @@
+"""``taskrunner run`` from nothing to a finished task, as a user sees it."""
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Cli, private_cli
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def git(folder: Path, *args: str) -> str:
+    identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *args], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def cli() -> Iterator[Cli]:
+    with private_cli() as cli:
+        yield cli
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "-q", "-b", "main")
+    (folder / "file").write_text("one\n")
+    git(folder, "add", "file")
+    git(folder, "commit", "-q", "-m", "first")
+    return folder
+
+
+def test_a_run_starts_a_stack_shows_steps_and_output_and_leaves_no_process(cli: Cli) -> None:
+    """S50: the stack that a run needed is gone with it."""
+    finished = cli.run("run", "echo out; echo err >&2; printf end")
+    assert finished.code == 0, finished
+    assert finished.out == "out\nerr\nend"
+    steps = [
+        line.split(maxsplit=2)[2] for line in finished.err.splitlines() if line.startswith("  ") and ":" in line[:6]
+    ]
+    assert [step for step in steps if step != "waiting for ready"] == [
+        "preflight",
+        "provisioning",
+        "verifying",
+        "creating session",
+        "session running",
+        "releasing",
+    ]
+    assert "completed in " in finished.err
+    assert ", exit code 0" in finished.err
+    assert f"/workflows/task-{finished.task_id}" in finished.err
+    assert cli.processes() == {}
+
+
+def test_a_failing_prompt_ends_with_its_output_and_exit_code(cli: Cli) -> None:
+    finished = cli.run("run", "echo so far; exit 7")
+    assert finished.code == 1, finished
+    assert finished.out == "so far\n"
+    assert "failed in " in finished.err
+    assert "exit code 7" in finished.err
+    assert "Traceback" not in finished.err
+
+
+def test_json_prints_the_task_on_stdout_and_keeps_the_output_off_it(cli: Cli) -> None:
+    finished = cli.run("run", "--json", "--id", "chosen", "echo hello; exit 3")
+    assert finished.code == 1, finished
+    task = json.loads(finished.out)
+    assert (task["id"], task["status"], task["session"]["exit_code"]) == ("chosen", "failed", 3)
+    assert "hello" in finished.err
+
+
+def test_in_a_repository_the_change_is_on_a_branch_and_the_checkout_untouched(cli: Cli, repository: Path) -> None:
+    """S44: the result survives, and only as a branch."""
+    sub = repository / "sub"
+    sub.mkdir()
+    with cli.dev():
+        finished = cli.run("run", "echo two >> file; echo new > other", cwd=sub)
+        assert finished.code == 0, finished
+        branch = f"taskrunner/{finished.task_id}"
+        assert branch in finished.err
+        assert f"taskrunner diff {finished.task_id}" in finished.err
+        diff = cli.run("diff", finished.task_id)
+    assert diff.code == 0
+    assert "+two" in diff.out
+    assert git(repository, "show", f"{branch}:other") == "new"
+    assert git(repository, "status", "--porcelain") == ""
+    assert git(repository, "branch", "--show-current") == "main"
+    subprocess.run(["git", "apply", "--check"], cwd=repository, input=diff.raw, check=True)
+
+
+def test_two_runs_share_a_stack_and_the_first_out_does_not_stop_it(cli: Cli, tmp_path: Path) -> None:
+    """S50: one stack for both; it lives until the last one out."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    first = cli.start("run", "echo first")
+    second = cli.start("run", f"echo waiting; read line < {gate}; echo $line")
+    second.wait_for("waiting", stream="out")
+    ended = first.end()
+    assert ended.code == 0, ended
+    stacks = [command for command in cli.processes().values() if "--while-used" in command]
+    assert len(stacks) == 1, cli.processes()
+    gate.write_text("through\n")
+    finished = second.end()
+    assert finished.code == 0, finished
+    assert finished.out == "waiting\nthrough\n"
+    starts = [end.err.count("Starting the embedded stack") for end in (ended, finished)]
+    assert sorted(starts) == [0, 1]
+    assert cli.processes() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_the_run_that_started_the_stack_cancels_and_leaves_nothing(
+    cli: Cli, number: signal.Signals
+) -> None:
+    """S26, S50: the task ends cancelled, its double-forked children too, and the stack is gone."""
+    running = cli.start("run", "--id", "stop-me", "(setsid sleep 1000 &) ; echo started; sleep 1000")
+    running.wait_for("started", stream="out")
+    running.signal(number)
+    finished = running.end()
+    assert finished.code == 130, finished
+    assert "Cancelling stop-me" in finished.err
+    assert "cancelled in " in finished.err
+    assert "Traceback" not in finished.err
+    assert cli.processes() == {}
+    with cli.dev():
+        task = cli.json("show", "stop-me")
+    assert task["status"] == "cancelled"
+    assert task["workspace"]["status"] == "removed"
+
+
+def test_an_interrupt_while_the_stack_starts_leaves_nothing(cli: Cli) -> None:
+    """S50: also before there is a task."""
+    running = cli.start("run", "echo never")
+    running.wait_for("Starting", stream="err")
+    running.signal(signal.SIGINT)
+    finished = running.end()
+    assert finished.code == 130, finished
+    assert "Traceback" not in finished.err
+    assert cli.wait_until_gone() == {}
+
+
+def test_an_interrupt_of_a_run_on_a_stack_of_others_leaves_the_task_running(cli: Cli) -> None:
+    """S50: the task goes on, and the run says how to follow and to cancel it."""
+    with cli.dev():
+        running = cli.start("run", "--id", "goes-on", "echo started; sleep 1000")
+        running.wait_for("started", stream="out")
+        running.signal(signal.SIGINT)
+        finished = running.end()
+        assert finished.code == 130, finished
+        assert "taskrunner logs -f goes-on" in finished.err
+        assert "taskrunner cancel goes-on" in finished.err
+        assert cli.json("show", "goes-on")["status"] == "running"
+        follower = cli.start("events", "-f", "goes-on")
+        follower.wait_for("session_running", stream="out")
+        assert cli.run("cancel", "goes-on").code == 0
+        assert "cancelled" in follower.end().out
+        assert cli.json("show", "goes-on")["status"] == "cancelled"
+    assert cli.processes() == {}
+
+
+def test_the_last_run_on_a_stack_that_ends_with_it_cancels_its_task(cli: Cli, tmp_path: Path) -> None:
+    """S50: whoever came second must not leave a task behind that nobody runs."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    first = cli.start("run", f"echo one; read line < {gate}")
+    first.wait_for("one", stream="out")
+    second = cli.start("run", "echo two; sleep 1000")
+    second.wait_for("two", stream="out")
+    gate.write_text("go\n")
+    assert first.end().code == 0
+    second.signal(signal.SIGINT)
+    finished = second.end()
+    assert finished.code == 130, finished
+    assert "cancelled in " in finished.err
+    assert cli.processes() == {}
+
+
+def test_a_run_survives_the_kill_of_the_stack_that_it_started(cli: Cli, tmp_path: Path) -> None:
+    """S21: kill -9 of API, worker and servers mid-session; the run brings them back and sees the same session's end."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    running = cli.start("run", f"echo before; read line < {gate}; echo $line")
+    running.wait_for("before", stream="out")
+    stack = json.loads((cli.home / "stack.json").read_text())["pid"]
+    os.kill(stack, signal.SIGKILL)
+    running.wait_for("Starting the embedded stack(?s:.*)Starting the embedded stack", stream="err")
+    gate.write_text("after\n")
+    finished = running.end()
+    assert finished.code == 0, finished
+    assert finished.out == "before\nafter\n"
+    assert cli.processes() == {}

@@ -1,0 +1,176 @@
+"""The stack in the foreground, its survival, and the same parts as processes of their own."""
+
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Cli, private_cli
+from workers.postgres import start_postgres
+from workers.temporal_binary import obtain_temporal
+from workers.temporal_server import choose_port, start_temporal
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def cli() -> Iterator[Cli]:
+    with private_cli() as cli:
+        yield cli
+
+
+@pytest.fixture
+def gate(cli: Cli) -> Path:
+    """A pipe on which a session waits for a line."""
+    path = cli.cwd / "gate"
+    os.mkfifo(path)
+    return path
+
+
+def servers_of(cli: Cli) -> dict[str, int]:
+    return {
+        name: pid
+        for pid, command in cli.processes().items()
+        for name, word in (("temporal", "start-dev"), ("postgres", "bin/postgres -D"))
+        if word in command
+    }
+
+
+def test_the_commands_show_a_task_in_text_and_json(cli: Cli) -> None:
+    """S39, S49: what is known is shown, at any time, to people and to programs."""
+    with cli.dev():
+        assert cli.run("list").err == "No tasks.\n"
+        finished = cli.run("run", "--id", "shown", "echo hello; exit 3")
+        assert finished.code == 1, finished
+        listed = cli.run("list").out.splitlines()
+        assert listed[0].split()[:3] == ["ID", "STATUS", "STEP"]
+        assert listed[1].split()[:4] == ["shown", "failed", "-", "local"]
+        shown = cli.run("show", "shown").out
+        for word in ("task", "shown", "failed", "STEP AT", "session_running", "exit code", "3", "removed"):
+            assert word in shown
+        events = cli.run("events", "shown").out
+        assert "running → failed" in events
+        assert cli.run("logs", "shown").out == "hello\n"
+        assert cli.run("diff", "shown").code == 2
+
+        assert [task["id"] for task in cli.json("list")["tasks"]] == ["shown"]
+        assert cli.json("list", "--status", "completed")["tasks"] == []
+        assert cli.json("show", "shown")["session"]["exit_code"] == 3
+        lines = cli.run("events", "--json", "shown").out.splitlines()
+        assert json.loads(lines[-1])["current"] == "failed"
+        assert json.loads(cli.run("logs", "--json", "shown").out) == {"offset": 0, "text": "hello\n"}
+        assert cli.json("submit", "--id", "other", "true")["id"] == "other"
+        templates = cli.json("templates", "list")
+        assert [template["name"] for template in templates["templates"]] == ["local", "worktree"]
+        assert cli.json("templates", "show", "local")["provision_timeout_seconds"] == 600
+        assert "provision timeout: 600 s" in cli.run("templates", "show", "local").out
+
+
+def test_a_task_outlives_the_kill_of_the_stack_and_ends_on_the_next(cli: Cli, gate: Path) -> None:
+    """S21: kill -9 of everything but the workspace; the next stack finds it again, and one session was made."""
+    with cli.dev() as stack:
+        assert cli.run("submit", "--id", "long", f"echo begun; read line < {gate}; echo $line").code == 0
+        follower = cli.start("logs", "-f", "long")
+        follower.wait_for("begun", stream="out")
+        stack.signal(signal.SIGKILL)
+        stack.end()
+    servers = servers_of(cli)
+    with cli.dev():
+        assert not set(servers.values()) & set(servers_of(cli).values())
+        gate.write_text("ended\n")
+        # It was there before the kill, and found the new stack by itself.
+        assert follower.end().out == "begun\nended\n"
+        assert cli.json("show", "long")["status"] == "completed"
+    assert cli.processes() == {}
+
+
+def test_servers_that_die_are_started_again(cli: Cli, gate: Path) -> None:
+    """S47: a task that runs meanwhile does not notice."""
+    with cli.dev():
+        running = cli.start("run", f"echo begun; read line < {gate}; echo $line")
+        running.wait_for("begun", stream="out")
+        before = servers_of(cli)
+        assert set(before) == {"temporal", "postgres"}
+        log = cli.home / "logs" / "stack.log"
+        for pid in before.values():
+            os.kill(pid, signal.SIGKILL)
+        gate.write_text("ended\n")
+        finished = running.end()
+        assert (finished.code, finished.out) == (0, "begun\nended\n"), finished
+        after = servers_of(cli)
+        assert set(after) == set(before)
+        assert not set(after.values()) & set(before.values())
+        assert log.read_text().count("was started again") == 2
+    assert cli.processes() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_the_stack_and_everything_that_it_started(cli: Cli, number: signal.Signals) -> None:
+    with cli.dev() as stack:
+        stack.signal(number)
+        finished = stack.end()
+    assert finished.code == 0, finished
+    assert "Traceback" not in finished.err
+    assert cli.processes() == {}
+
+
+def test_dev_tells_programs_where_it_listens(cli: Cli) -> None:
+    stack = cli.start("dev", "--json", "--port", "0", "--temporal-port", "0", "--ui-port", "0")
+    record = json.loads(stack.wait_for(r"\{.*\}", stream="out")[0])
+    assert record == json.loads((cli.home / "stack.json").read_text())
+    assert cli.run("list", env={"TASKRUNNER_API_URL": record["api_url"]}).code == 0
+    stack.signal(signal.SIGTERM)
+    assert stack.end().code == 0
+
+
+@pytest.fixture
+async def servers(cli: Cli) -> AsyncIterator[dict[str, str]]:
+    """Temporal and PostgreSQL that belong to nobody's stack, as environment variables."""
+    home = cli.cwd / "servers"
+    (home / "logs").mkdir(parents=True)
+    async with AsyncExitStack() as stack:
+        postgres = await start_postgres(home)
+        stack.push_async_callback(postgres.child.stop)
+        temporal = await start_temporal(
+            await obtain_temporal(None, print),
+            home,
+            port=choose_port(0, preferred=0, purpose="", option=""),
+            ui_port=choose_port(0, preferred=0, purpose="", option=""),
+        )
+        stack.push_async_callback(temporal.child.stop)
+        yield {"TEMPORAL_ADDRESS": temporal.address, "TASKRUNNER_DATABASE_URL": postgres.url}
+
+
+async def test_api_and_worker_as_processes_of_their_own(cli: Cli, servers: dict[str, str]) -> None:
+    """The parts of the stack, started one by one against servers that are there already."""
+    cli.env |= servers
+    applied = cli.json("migrate")["applied"]
+    assert applied
+    assert cli.run("migrate").out == "Nothing to do: the database is up to date.\n"
+    api = cli.start("api", "--port", "0", "--ui-url", "http://ui.example")
+    url = api.wait_for(r"answers at (http://\S+)", stream="err")[1]
+    cli.env |= {"TASKRUNNER_API_URL": url}
+    worker = cli.start("worker")
+    worker.wait_for("is ready", stream="err")
+    finished = cli.run("run", "echo apart")
+    assert (finished.code, finished.out) == (0, "apart\n"), finished
+    assert "http://ui.example/namespaces/default/workflows/" in finished.err
+    for process in (worker, api):
+        process.signal(signal.SIGTERM)
+        ended = process.end()
+        assert ended.code == 0, ended
+        assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["worker", "api", "migrate"])
+def test_servers_that_are_away_are_told(cli: Cli, command: str) -> None:
+    env = {"TEMPORAL_ADDRESS": "127.0.0.1:1", "TASKRUNNER_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x"}
+    finished = cli.run(command, *(["--port", "0"] if command == "api" else []), env=env)
+    assert finished.code == 3, finished
+    assert finished.err.strip().splitlines()[-1].startswith("error: "), finished
+    assert "127.0.0.1" in finished.err
+    assert "Traceback" not in finished.err

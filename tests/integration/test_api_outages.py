@@ -1,0 +1,281 @@
+"""What the API does while Temporal, PostgreSQL or both are away: stopped for real, and started again."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from temporalio.client import Client
+from temporalio.contrib.pydantic import pydantic_data_converter
+
+from messages.keys import Keyring
+from messages.names import SESSION_FINISHED, WORKSPACE_READY, task_workflow_id
+from messages.statuses import TaskStatus, Verdict
+from messages.tasks import TaskOutcome
+from store.registry import Registry
+from tests.support.api import API_TOKEN, RunningApi, Workspace, eventually, postgres_away, serving, signals, unique
+from tests.support.temporal import DevServer
+
+pytest_plugins = ["tests.support.temporal", "tests.support.api"]
+
+HEARTBEAT = {"state": "ready"}
+
+
+@pytest.fixture
+async def own(dev_server: DevServer, registry: Registry, keys: Keyring) -> AsyncIterator[RunningApi]:
+    """An API whose Temporal is this test's to stop."""
+    await dev_server.start()
+    await registry.tokens.add("tests", API_TOKEN)
+    async with serving(registry, await dev_server.client(), keys) as running_api:
+        yield running_api
+
+
+@pytest.fixture
+async def quick(database_url: str, registry: Registry, temporal: Client, keys: Keyring) -> AsyncIterator[RunningApi]:
+    """An API whose registry gives PostgreSQL up after half a second, so that the test is soon over."""
+    await registry.tokens.add("tests", API_TOKEN)
+    async with (
+        Registry.connect(database_url, timeout=0.5) as impatient,
+        serving(impatient, temporal, keys) as running_api,
+    ):
+        yield running_api
+
+
+async def _ready(api: RunningApi, workspace: Workspace) -> tuple[int, dict[str, object]]:
+    answer = await api.anyone.post(f"{api.url}/api/workspaces/{workspace.id}/ready", headers=workspace.headers)
+    return answer.status_code, answer.json()
+
+
+async def _all_delivered(registry: Registry) -> None:
+    async def none_left() -> bool:
+        return not await registry.callbacks.undelivered()
+
+    await eventually(none_left)
+
+
+async def test_a_callback_that_temporal_misses_is_kept_and_delivered_on_its_return(
+    own: RunningApi, dev_server: DevServer
+) -> None:
+    """S48 at the API: 202 while Temporal is away, one signal when it is back; repeats are kept once."""
+    workspace = await own.with_session(await own.workspace())
+    await dev_server.stop()
+    for _ in range(3):
+        assert await _ready(own, workspace) == (202, {"success": True})
+    end = await own.anyone.post(
+        f"{workspace.path}/sessions/{workspace.session}/finished",
+        json={"status": "completed"},
+        headers=workspace.headers,
+    )
+    assert (end.status_code, end.json()) == (202, {"success": True})
+    kept = await own.registry.callbacks.find(workspace.id, 1)
+    assert [callback.signal for callback in kept] == [WORKSPACE_READY, SESSION_FINISHED]
+    await dev_server.start()
+    async with asyncio.timeout(20):
+        found = await signals(workspace.workflow, wait_for=2)
+    assert [name for name, _ in found] == [WORKSPACE_READY, SESSION_FINISHED]
+    await _all_delivered(own.registry)
+    assert await _ready(own, workspace) == (200, {"success": True})
+    assert len(await signals(workspace.workflow)) == 2
+
+
+async def test_what_an_earlier_process_kept_is_delivered_by_the_next(
+    dev_server: DevServer, registry: Registry, keys: Keyring
+) -> None:
+    await dev_server.start()
+    async with serving(registry, await dev_server.client(), keys) as first:
+        workspace = await first.workspace()
+        await dev_server.stop()
+        assert await _ready(first, workspace) == (202, {"success": True})
+    await dev_server.start()
+    async with serving(registry, await dev_server.client(), keys), asyncio.timeout(20):
+        assert [name for name, _ in await signals(workspace.workflow, wait_for=1)] == [WORKSPACE_READY]
+        await _all_delivered(registry)
+
+
+async def test_a_kept_callback_whose_workflow_has_closed_holds_up_nothing(
+    own: RunningApi, dev_server: DevServer
+) -> None:
+    gone, waits = await own.workspace(), await own.workspace()
+    await gone.workflow.terminate()
+    await dev_server.stop()
+    assert (await _ready(own, gone))[0] == 202
+    assert (await _ready(own, waits))[0] == 202
+    await dev_server.start()
+    async with asyncio.timeout(20):
+        assert len(await signals(waits.workflow, wait_for=1)) == 1
+    await _all_delivered(own.registry)
+
+
+async def test_unknown_workspaces_and_older_attempts_are_not_kept(own: RunningApi, dev_server: DevServer) -> None:
+    """S35, S36: also while Temporal is away."""
+    workspace = await own.workspace()
+    await own.registry.workspaces.record_verdict(workspace.id, 1, Verdict.READY)
+    await dev_server.stop()
+    unknown = Workspace(
+        workspace.task.model_copy(update={"workspace_id": "w-none"}),
+        1,
+        own.keys,
+        workspace.created_at,
+        workspace.workflow,
+        own.url,
+    )
+    assert (await _ready(own, unknown))[0] == 404
+    assert await own.registry.callbacks.undelivered() == []
+
+
+async def test_a_temporal_that_hangs_is_given_up_after_a_few_seconds(
+    registry: Registry, keys: Keyring, temporal: Client
+) -> None:
+    """The agent's request must be answered before the agent gives it up."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as hole:
+        address = f"127.0.0.1:{hole.sockets[0].getsockname()[1]}"
+        hanging = await Client.connect(address, lazy=True, data_converter=pydantic_data_converter)
+        async with serving(registry, temporal, keys) as helper, serving(registry, hanging, keys) as api:
+            workspace = await helper.workspace()
+            began = time.monotonic()
+            assert await _ready(api, workspace) == (202, {"success": True})
+            assert time.monotonic() - began < 6
+
+
+async def test_a_namespace_that_is_not_there_is_not_taken_for_a_closed_workflow(
+    registry: Registry, keys: Keyring, temporal: Client
+) -> None:
+    """A Temporal that is not set up yet says NOT_FOUND too."""
+    address = temporal.service_client.config.target_host
+    elsewhere = await Client.connect(address, namespace="missing", lazy=True, data_converter=pydantic_data_converter)
+    async with serving(registry, temporal, keys) as helper, serving(registry, elsewhere, keys) as api:
+        workspace = await helper.workspace()
+        assert await _ready(api, workspace) == (202, {"success": True})
+        assert len(await registry.callbacks.undelivered()) == 1
+
+
+async def test_while_postgresql_is_away_callbacks_are_signalled_straight_through(
+    quick: RunningApi, postgres: str, database_url: str
+) -> None:
+    workspace = await quick.with_session(await quick.workspace())
+    assert (await quick.user.get("/api/tasks")).status_code == 200
+    with postgres_away(postgres, database_url):
+        began = time.monotonic()
+        assert await _ready(quick, workspace) == (200, {"success": True})
+        assert time.monotonic() - began < 2
+        answer = await quick.anyone.post(
+            f"{workspace.path}/sessions/{workspace.session}/finished",
+            json={"status": "completed"},
+            headers=workspace.headers,
+        )
+        assert (answer.status_code, answer.json()) == (200, {"success": True})
+        assert [name for name, _ in await signals(workspace.workflow)] == [WORKSPACE_READY, SESSION_FINISHED]
+        beat = await quick.anyone.post(f"{workspace.path}/heartbeat", json=HEARTBEAT, headers=workspace.headers)
+        assert (beat.status_code, beat.headers["retry-after"]) == (503, "2")
+        # A token seen shortly before is still known: the user learns what is away instead of being locked out.
+        listed = await quick.user.get("/api/tasks")
+        assert (listed.status_code, listed.headers["retry-after"]) == (503, "2")
+        assert "PostgreSQL" in listed.json()["detail"]
+        assert (await quick.user.get("/api/templates")).status_code == 200
+        other = await quick.anyone.get("/api/templates", headers={"Authorization": "Bearer unseen"})
+        assert other.status_code == 503
+        cancelled = await quick.user.post(f"/api/tasks/{workspace.task.task_id}/cancel")
+        assert cancelled.status_code == 202
+        assert (await quick.anyone.get("/healthz")).status_code == 200
+        ready = await quick.anyone.get("/readyz")
+        assert (ready.status_code, ready.json()["parts"]) == (503, {"temporal": "ok", "registry": "away"})
+    await eventually(quick.all_is_there)
+
+
+async def test_with_both_away_the_callback_is_refused_with_a_time_to_come_back(
+    own: RunningApi, dev_server: DevServer, postgres: str, database_url: str
+) -> None:
+    workspace = await own.workspace()
+    await dev_server.stop()
+    with postgres_away(postgres, database_url):
+        answer = await own.anyone.post(f"{workspace.path}/ready", headers=workspace.headers)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert "send it again" in answer.json()["detail"]
+        parts = (await own.anyone.get("/readyz")).json()["parts"]
+        assert parts == {"temporal": "away", "registry": "away"}
+
+
+async def test_a_task_that_temporal_misses_stays_queued_and_a_repeat_starts_it(
+    own: RunningApi, dev_server: DevServer
+) -> None:
+    """S20: 503 with Retry-After, the row stays; the repeat is the same task."""
+    body = {"id": unique("t"), "prompt": "true", "backend": "local"}
+    await dev_server.stop()
+    answer = await own.user.post("/api/tasks", json=body)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert body["id"] in answer.json()["detail"]
+    view = await own.registry.tasks.get(body["id"])
+    assert view is not None
+    assert view.status is TaskStatus.QUEUED
+    assert (await own.user.post(f"/api/tasks/{body['id']}/cancel")).status_code == 503
+    await dev_server.start()
+    await eventually(own.all_is_there)
+    answer = await own.user.post("/api/tasks", json=body)
+    assert (answer.status_code, answer.json()["id"]) == (200, body["id"])
+    description = await own.temporal.get_workflow_handle(task_workflow_id(body["id"])).describe()
+    assert description.workflow_type == "TaskRunner"
+
+
+async def test_a_task_that_was_never_started_can_be_cancelled_and_stays_so(
+    own: RunningApi, dev_server: DevServer
+) -> None:
+    """S26: nothing resurrects it."""
+    body = {"id": unique("t"), "prompt": "true", "backend": "local"}
+    await dev_server.stop()
+    assert (await own.user.post("/api/tasks", json=body)).status_code == 503
+    await dev_server.start()
+    await eventually(own.all_is_there)
+    answer = await own.user.post(f"/api/tasks/{body['id']}/cancel")
+    assert answer.status_code == 202
+    again = await own.user.post("/api/tasks", json=body)
+    assert (again.status_code, again.json()["status"]) == (200, "cancelled")
+    assert again.json()["error"]
+    assert (await own.user.post(f"/api/tasks/{body['id']}/cancel")).status_code == 409
+    assert [w.id async for w in own.temporal.list_workflows(f"WorkflowId = 'task-{body['id']}'")] == []
+
+
+async def test_a_stream_waits_through_an_outage_of_postgresql(
+    quick: RunningApi, postgres: str, database_url: str
+) -> None:
+    workspace = await quick.with_session(await quick.workspace())
+    task_id = workspace.task.task_id
+
+    async def append(offset: int, text: str) -> None:
+        await quick.registry.sessions.append_output(workspace.id, 1, workspace.session, offset, text)
+
+    await append(0, "before\n")
+    async with asyncio.timeout(60), quick.user.stream("GET", f"/api/tasks/{task_id}/logs?follow=true") as response:
+        chunks = response.aiter_bytes()
+        assert await anext(chunks) == b"before\n"
+        with postgres_away(postgres, database_url):
+            quick.registry.changes._wake_all()  # as a notification does that came just before the outage
+            await asyncio.sleep(1)
+        await eventually(quick.all_is_there)
+        await append(7, "after\n")
+        await quick.registry.tasks.finish(task_id, TaskOutcome(status=TaskStatus.COMPLETED))
+        assert b"".join([chunk async for chunk in chunks]) == b"after\n"
+
+
+async def test_one_kept_callback_that_temporal_does_not_take_holds_up_no_other(
+    own: RunningApi, dev_server: DevServer
+) -> None:
+    stuck, waits = await own.workspace(), await own.workspace()
+    await dev_server.stop()
+    await own.registry.callbacks.keep(
+        workflow_id=stuck.workflow_id,
+        signal=WORKSPACE_READY,
+        workspace_id=stuck.id,
+        attempt=1,
+        session_id=None,
+        payload={"larger than gRPC takes": "x" * 5_000_000},
+    )
+    assert (await _ready(own, waits))[0] == 202
+    await dev_server.start()
+    async with asyncio.timeout(20):
+        assert len(await signals(waits.workflow, wait_for=1)) == 1

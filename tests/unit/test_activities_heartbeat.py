@@ -1,0 +1,69 @@
+"""Every activity with a heartbeat timeout beats, and hears of its cancellation."""
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from temporalio import activity
+from temporalio.testing import ActivityEnvironment
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
+
+from activities.heartbeat import HeartbeatInterceptor
+
+
+class Inner(ActivityInboundInterceptor):
+    def __init__(self, beats: asyncio.Event, result: BaseException | str) -> None:
+        self.beats = beats
+        self.result = result
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        await self.beats.wait()
+        if isinstance(self.result, BaseException):
+            raise self.result
+        return self.result
+
+
+async def run(timeout: timedelta | None, result: BaseException | str, beats_wanted: int) -> tuple[Any, int, set[str]]:
+    environment = ActivityEnvironment()
+    environment.info = activity.Info(**{**vars(environment.info), "heartbeat_timeout": timeout})
+    enough, beats = asyncio.Event(), 0
+
+    def on_heartbeat(*_: Any) -> None:
+        nonlocal beats
+        beats += 1
+        if beats >= beats_wanted:
+            enough.set()
+
+    environment.on_heartbeat = on_heartbeat
+    if beats_wanted == 0:
+        enough.set()
+
+    async def execute() -> Any:
+        before = asyncio.all_tasks()
+        beating = HeartbeatInterceptor().intercept_activity(Inner(enough, result))
+        try:
+            value = await beating.execute_activity(ExecuteActivityInput(fn=execute, args=[], executor=None, headers={}))
+        except ValueError as e:
+            value = e
+        return value, {task.get_name() for task in asyncio.all_tasks() - before}
+
+    async with asyncio.timeout(10):
+        value, left = await environment.run(execute)
+    return value, beats, left
+
+
+async def test_it_beats_until_the_activity_ends_and_no_longer() -> None:
+    value, beats, left = await run(timedelta(seconds=0.06), "done", 4)
+    assert (value, left) == ("done", set())
+    assert beats >= 4
+
+
+async def test_an_activitys_error_is_its_own() -> None:
+    error = ValueError("mine")
+    value, _, left = await run(timedelta(seconds=0.06), error, 1)
+    assert value is error
+    assert left == set()
+
+
+async def test_without_a_heartbeat_timeout_nothing_beats() -> None:
+    assert await run(None, "done", 0) == ("done", 0, set())

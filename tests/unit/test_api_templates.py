@@ -1,0 +1,142 @@
+"""Templates as files, and how a request becomes a task."""
+
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.templates import MAX_TEMPLATE_BYTES, TemplateError, TemplateFolder, resolve
+from messages.names import is_id
+from messages.statuses import BackendKind, Readiness
+from messages.tasks import TaskRequest
+
+HOST = "this-host"
+
+
+def _resolve(folder: TemplateFolder, **request: Any) -> Any:
+    return resolve(TaskRequest.model_validate({"prompt": "true", **request}), folder, host_id=HOST)
+
+
+def test_the_built_in_templates_are_there() -> None:
+    folder = TemplateFolder()
+    assert {t.name: (t.backend, t.effective_readiness) for t in folder.all()} == {
+        "local": (BackendKind.LOCAL, Readiness.IMMEDIATE),
+        "worktree": (BackendKind.WORKTREE, Readiness.IMMEDIATE),
+    }
+    assert folder.broken() == {}
+
+
+def test_a_folder_adds_to_them_and_a_change_is_seen(tmp_path: Path) -> None:
+    folder = TemplateFolder(tmp_path)
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nbackend: local\nsession_timeout: 5m\n")
+    assert folder.find("mine").session_timeout == timedelta(minutes=5)
+    file.write_text("name: mine\nbackend: local\nsession_timeout: 10m\n")
+    assert folder.find("mine").session_timeout == timedelta(minutes=10)
+    file.unlink()
+    with pytest.raises(TemplateError, match="known: local, worktree"):
+        folder.find("mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"name: mine\nbackend: lokal\n", "backend"),
+        (b"name: mine\nbackend: local\nsetpu: []\n", "did you mean 'setup'"),
+        (b"name: mine\nbackend: vm\n", "not available in this release"),
+        (b"name: local\nbackend: local\n", "is taken"),
+        (b"name: [\n", "not valid YAML"),
+        (b"\xff\xfe\x00", "not valid YAML"),
+        (b"- a\n", "not a mapping"),
+        (b"", "not a mapping"),
+        (b"name: mine\nbackend: local\nagent: nope\n", "known: shell"),
+        (b"name: mine\nbackend: local\n1: 2\n", "unknown key 1"),
+        (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
+        (b"#" * (MAX_TEMPLATE_BYTES + 1), "larger"),
+        (b"[" * 5000, "not valid YAML"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_reason_and_spoils_no_other(tmp_path: Path, text: bytes, why: str) -> None:
+    (tmp_path / "broken.yml").write_bytes(text)
+    (tmp_path / "good.yaml").write_text("name: good\nbackend: local\n")
+    (tmp_path / "notes.txt").write_text("no template")
+    folder = TemplateFolder(tmp_path)
+    assert [t.name for t in folder.all()] == ["good", "local", "worktree"]
+    assert list(folder.broken()) == ["broken.yml"]
+    assert why in folder.broken()["broken.yml"]
+    assert "\n" not in folder.broken()["broken.yml"]
+    with pytest.raises(TemplateError, match=r"broken\.yml"):
+        folder.find("mine")
+
+
+def test_a_folder_that_is_not_there_says_which_setting_to_check(tmp_path: Path) -> None:
+    with pytest.raises(TemplateError, match="TASKRUNNER_TEMPLATES"):
+        TemplateFolder(tmp_path / "nope").all()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").touch(mode=0)
+    assert "cannot be read" in TemplateFolder(tmp_path).broken()["a.yaml"]
+
+
+def test_a_dangling_link_in_the_folder_is_reported_and_spoils_no_other(tmp_path: Path) -> None:
+    (tmp_path / "gone.yaml").symlink_to(tmp_path / "nowhere")
+    folder = TemplateFolder(tmp_path)
+    assert [t.name for t in folder.all()] == ["local", "worktree"]
+    assert "cannot be read" in folder.broken()["gone.yaml"]
+
+
+def test_the_backend_follows_from_the_repository() -> None:
+    folder = TemplateFolder()
+    assert _resolve(folder).template.name == "local"
+    task = _resolve(folder, repository={"path": "/srv/x"}, ref="main")
+    assert (task.template.name, task.repository.host, task.ref) == ("worktree", HOST, "main")
+    assert _resolve(folder, repository={"path": "/srv/x"}, backend="local").template.backend is BackendKind.LOCAL
+    assert _resolve(folder, repository={"path": "/srv/x", "host": "far"}).repository.host == "far"
+
+
+def test_what_the_request_says_replaces_what_the_template_says(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nbackend: local\nagent: {kind: command, command: [run, '{prompt}']}\n"
+        "env: {A: b}\nsession_timeout: 5m\n"
+    )
+    folder = TemplateFolder(tmp_path)
+    plain = _resolve(folder, template="mine").template
+    assert plain.agent.argv("x") == ["run", "x"]
+    changed = _resolve(
+        folder, template="mine", agent="shell", timeout="1h", backend="worktree", repository={"path": "/r"}
+    ).template
+    assert (changed.name, changed.backend, changed.env) == ("mine", BackendKind.WORKTREE, {"A": "b"})
+    assert changed.agent.argv("x") == ["/bin/sh", "-c", "x"]
+    assert changed.session_timeout == timedelta(hours=1)
+
+
+def test_ids_are_made_where_none_is_given() -> None:
+    folder = TemplateFolder()
+    tasks = [_resolve(folder) for _ in range(50)]
+    for task in tasks:
+        assert is_id(task.task_id)
+        assert is_id(task.workspace_id)
+    assert len({task.task_id for task in tasks}) == len({task.workspace_id for task in tasks}) == 50
+    assert _resolve(folder, id="mine").task_id == "mine"
+
+
+@pytest.mark.parametrize(
+    ("request_", "why"),
+    [
+        ({"backend": "worktree"}, "needs a repository"),
+        ({"ref": "main"}, "without a repository"),
+        ({"repository": {"url": "https://x/y.git"}}, "not available in this release"),
+        ({"backend": "vm"}, "not available in this release"),
+        ({"template": "x" * 5000}, "no template"),
+        ({"agent": "codex"}, "known: shell"),
+        ({"timeout": "0s"}, "positive"),
+    ],
+)
+def test_what_cannot_run_says_why(request_: dict[str, Any], why: str) -> None:
+    with pytest.raises(TemplateError, match=why) as caught:
+        _resolve(TemplateFolder(), **request_)
+    assert len(str(caught.value)) < 500
