@@ -70,7 +70,13 @@ def session_id(workspace_id: str, attempt: int, turn: int) -> str:
     A workspace belongs to one task at a time, so this is one session per task, attempt and turn.
     """
     name = uuid.uuid5(_CALLBACK_NAMESPACE, f"session/{workspace_id}/{attempt}/{turn}")
-    return f"s-{name.hex[:24]}"
+    return f"s-{name.hex[:24]}-{turn}"
+
+
+def is_session_of(session: str, workspace_id: str, attempt: int) -> bool:
+    """Tell whether ``session`` is the id of a session of that attempt, whatever its turn. Needs no look-up."""
+    turn = re.fullmatch(r"s-[0-9a-f]{24}-([1-9][0-9]{0,5})", session)
+    return turn is not None and session == session_id(workspace_id, attempt, int(turn[1]))
 
 
 def callback_request_id(workspace_id: str, attempt: int, signal: str, session: str = "") -> str:

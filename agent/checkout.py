@@ -1,0 +1,106 @@
+"""Prepares the checkout with git, whatever the configuration and hooks of the machine's user are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Callable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from agent.config import Checkout
+
+Run = Callable[[list[str], "Path", "dict[str, str]"], str]
+"""Runs a program in a folder with an environment and returns its output; raises :class:`StepFailed`."""
+
+BASE_REF = "refs/taskrunner/base"
+"""Points to the commit that the checkout was prepared at."""
+
+_SETTINGS = (
+    ("core.hooksPath", "/dev/null"),
+    ("commit.gpgSign", "false"),
+    ("init.defaultBranch", "main"),
+    ("advice.detachedHead", "false"),
+    ("user.name", "taskrunner"),
+    ("user.email", "taskrunner@localhost"),
+)
+
+
+class StepFailed(Exception):
+    """A step of the boot failed; the text is one line that says which and how."""
+
+
+def prepare_checkout(checkout: Checkout, folder: Path, run: Run) -> None:
+    """Make ``folder`` what ``checkout`` says; one left half done is made anew. Raises :class:`StepFailed`."""
+    if checkout.kind == "none":
+        if not folder.is_dir():
+            raise StepFailed(f"checkout: {str(folder)!r} is not a directory")
+        return
+    git = _Git(run, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / ".git").exists() and folder.exists() and any(folder.iterdir()):
+            raise StepFailed(f"checkout: {str(folder)!r} is not empty")
+        if checkout.kind == "empty":
+            folder.mkdir(exist_ok=True)
+            git("init", "--quiet")
+            if not git.has("HEAD"):
+                git("commit", "--quiet", "--allow-empty", "--no-verify", "-m", "Empty workspace")
+            git("update-ref", BASE_REF, "HEAD")
+        elif not (folder / ".git").exists():
+            # Cloned beside it and moved there whole, so that a .git in place is always a finished clone.
+            partial = folder.with_name(f"{folder.name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            try:
+                git("clone", "--quiet", "--no-checkout", "--", checkout.url, str(partial), at=folder.parent)
+                _check_out(checkout, _Git(run, partial))
+                partial.replace(folder)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+    except OSError as e:
+        raise StepFailed(f"checkout: {e.filename or folder}: {e.strerror}") from e
+
+
+def _check_out(checkout: Checkout, git: _Git) -> None:
+    if checkout.commit is None and not git.has(checkout.ref or "HEAD") and not git.has(f"origin/{checkout.ref}"):
+        if checkout.ref is None:
+            raise StepFailed("checkout: the repository has no commit")
+        raise StepFailed(f"checkout: the repository has no branch, tag or commit {checkout.ref!r}")
+    if checkout.commit is not None and not git.has(checkout.commit):
+        git("fetch", "--quiet", "origin", checkout.commit)
+    branch = checkout.ref or git("symbolic-ref", "--quiet", "--short", "HEAD")
+    remote = f"refs/remotes/origin/{branch}"
+    if git.has(remote):
+        start = checkout.commit or remote
+        git("checkout", "--quiet", "--no-track", "-B", branch, git.commit(start))
+        git("branch", "--quiet", f"--set-upstream-to=origin/{branch}", branch)
+    else:
+        git("checkout", "--quiet", "--detach", git.commit(checkout.commit or checkout.ref or "HEAD"))
+    git("update-ref", BASE_REF, "HEAD")
+
+
+class _Git:
+    def __init__(self, run: Run, folder: Path) -> None:
+        self._run = run
+        self._folder = folder
+        # GIT_DIR and the like would lead elsewhere; how to reach a server by SSH is the backend's to say.
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or k.startswith("GIT_SSH")}
+        self._env["GIT_TERMINAL_PROMPT"] = "0"
+
+    def __call__(self, *arguments: str, at: Path | None = None) -> str:
+        settings = [part for key, value in _SETTINGS for part in ("-c", f"{key}={value}")]
+        return self._run(["git", *settings, *arguments], at or self._folder, self._env).strip()
+
+    def has(self, revision: str) -> bool:
+        try:
+            self.commit(revision)
+        except StepFailed:
+            return False
+        return True
+
+    def commit(self, revision: str) -> str:
+        if revision.startswith("-"):
+            raise StepFailed(f"checkout: {revision!r} names no commit")
+        return self("rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}")
