@@ -6,9 +6,12 @@ another workspace, attempt or session is passed over.
 
 from dataclasses import dataclass
 
-from messages.activities import LastLook
-from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost, WorkspaceReady
-from messages.statuses import FailureSource, SessionStatus, Verdict
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from messages.activities import LastLook
+    from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost, WorkspaceReady
+    from messages.statuses import FailureSource, SessionStatus, Verdict
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 Activities of a host beat every few seconds (``activities/heartbeat.py``), so that the death of their worker is noticed
 within :data:`HOST_HEARTBEAT`, not at the end of what they may take.
+
+The number of attempts is not limited here: a database that is away for minutes must not fail a task. What can be known
+to be hopeless is raised as not retryable by the activity itself (``activities/errors.py``).
 """
 
 from datetime import timedelta
@@ -24,15 +27,11 @@ PREFLIGHT = ActivityConfig(
 )
 
 PROVISION = ActivityConfig(
+    schedule_to_close_timeout=timedelta(hours=1),
     schedule_to_start_timeout=HOST_AWAY,
     start_to_close_timeout=timedelta(minutes=15),
     heartbeat_timeout=HOST_HEARTBEAT,
-    retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=250),
-        backoff_coefficient=2,
-        maximum_interval=timedelta(seconds=10),
-        maximum_attempts=10,
-    ),
+    retry_policy=_PATIENT,
     # What a create call made must be gone, or known, before the task goes on to its release.
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
@@ -44,15 +43,11 @@ LAST_LOOK = ActivityConfig(
 )
 
 CREATE_SESSION = ActivityConfig(
+    schedule_to_close_timeout=timedelta(hours=1),
     schedule_to_start_timeout=HOST_AWAY,
     start_to_close_timeout=timedelta(seconds=40),
     heartbeat_timeout=HOST_HEARTBEAT,
-    retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=500),
-        backoff_coefficient=2,
-        maximum_interval=timedelta(seconds=5),
-        maximum_attempts=5,
-    ),
+    retry_policy=_PATIENT,
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 
@@ -65,15 +60,11 @@ STOP_SESSION = ActivityConfig(
 )
 
 RELEASE = ActivityConfig(
+    schedule_to_close_timeout=timedelta(hours=6),
     schedule_to_start_timeout=HOST_AWAY,
     start_to_close_timeout=timedelta(minutes=15),
     heartbeat_timeout=HOST_HEARTBEAT,
-    retry_policy=RetryPolicy(
-        initial_interval=timedelta(milliseconds=500),
-        backoff_coefficient=2,
-        maximum_interval=timedelta(seconds=30),
-        maximum_attempts=30,
-    ),
+    retry_policy=_PATIENT,
 )
 
 FINISH = LocalActivityConfig(start_to_close_timeout=timedelta(seconds=10), retry_policy=_PATIENT)

@@ -2,21 +2,24 @@
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
 
-from messages.errors import ErrorType
-from messages.signals import SessionFinished
-from messages.statuses import SessionStatus, TaskStatus, Verdict
-from messages.tasks import ProvisionFailure, TaskOutcome
+with workflow.unsafe.imports_passed_through():
+    from messages.errors import ErrorType
+    from messages.signals import SessionFinished
+    from messages.statuses import SessionStatus, TaskStatus, Verdict
+    from messages.tasks import ProvisionFailure, TaskOutcome
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why an activity failed for good: kind, one sentence, and a log tail where the activity attached one."""
+    """Why an activity failed for good: kind, one sentence, and the failure that the activity attached, if it did."""
 
     type: ErrorType
     error: str
-    detail: str = ""
+    failure: ProvisionFailure | None = None
 
 
 def cause_of(failure: ActivityError, otherwise: ErrorType) -> Cause:
@@ -24,9 +27,8 @@ def cause_of(failure: ActivityError, otherwise: ErrorType) -> Cause:
     match failure.cause:
         case ApplicationError() as cause:
             known = cause.type is not None and cause.type in set(ErrorType)
-            detail = cause.details[0] if cause.details and isinstance(cause.details[0], str) else ""
             text = cause.message or f"{failure.activity_type} failed without saying why"
-            return Cause(ErrorType(cause.type) if known else otherwise, text, detail)
+            return Cause(ErrorType(cause.type) if known else otherwise, text, _attached(cause))
         case TimeoutError(type=TimeoutType.SCHEDULE_TO_START):
             return Cause(ErrorType.HOST_AWAY, f"no worker on the workspace's host took {failure.activity_type} in time")
         case TimeoutError() as cause:
@@ -34,6 +36,13 @@ def cause_of(failure: ActivityError, otherwise: ErrorType) -> Cause:
             return Cause(otherwise, f"{failure.activity_type} did not end in time ({kind} timeout)")
         case cause:
             return Cause(otherwise, f"{failure.activity_type} failed: {cause or failure}")
+
+
+def _attached(cause: ApplicationError) -> ProvisionFailure | None:
+    try:
+        return ProvisionFailure.model_validate(cause.details[0]) if cause.details else None
+    except ValidationError:
+        return None
 
 
 def failed(

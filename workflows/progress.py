@@ -2,10 +2,13 @@
 
 from datetime import datetime
 
-from messages.activities import WorkspaceHandle
-from messages.names import compute_name
-from messages.statuses import TaskStatus, TaskStep
-from messages.tasks import TaskInput, TaskProgress
+from temporalio import workflow
+
+with workflow.unsafe.imports_passed_through():
+    from messages.activities import WorkspaceHandle
+    from messages.names import compute_name
+    from messages.statuses import TaskStatus, TaskStep
+    from messages.tasks import TaskInput, TaskProgress
 
 
 def _clock(moment: datetime) -> str:

@@ -43,7 +43,7 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import options
 from workflows.gates import ReadyGate, SessionGate
-from workflows.outcomes import Cause, cause_of, failed, outcome_of
+from workflows.outcomes import cause_of, failed, outcome_of
 from workflows.progress import Progress
 
 T = TypeVar("T")
@@ -193,8 +193,8 @@ class TaskRunner:
             error = f"{backend} workspace {self._task.workspace_id} never became ready: {error}"
         failure = self._failure(
             decision.source or FailureSource.BOOTSTRAP,
-            Cause(ErrorType.PROVISION_FAILED, error, decision.detail),
-            preflight.provision_timeout_seconds,
+            error,
+            decision.detail,
         )
         raise _Ended(failed(ErrorType.PROVISION_FAILED, error, verdict=decision.verdict, failure=failure))
 
@@ -259,9 +259,9 @@ class TaskRunner:
                 return  # it did start: its end is known
             cause = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE)
             self._progress.last_error = cause.error
-            failure = None
-            if cause.type is ErrorType.WORKSPACE_UNREACHABLE:
-                failure = self._failure(FailureSource.PROBE, cause)
+            failure = cause.failure
+            if failure is None and cause.type is ErrorType.WORKSPACE_UNREACHABLE:
+                failure = self._failure(FailureSource.PROBE, cause.error)
             raise _Ended(failed(cause.type, cause.error, verdict=Verdict.READY, failure=failure)) from e
 
     async def _await_session(self) -> TaskOutcome:
@@ -392,17 +392,15 @@ class TaskRunner:
     def _session_request(self, handle: WorkspaceHandle, reason: str = "") -> SessionRequest:
         return SessionRequest(task=self._task, handle=handle, session_id=self._session.session_id, reason=reason)
 
-    def _failure(self, source: FailureSource, cause: Cause, timeout_secs: int | None = None) -> ProvisionFailure:
-        if timeout_secs is None and self._preflight is not None:
-            timeout_secs = self._preflight.provision_timeout_seconds
+    def _failure(self, source: FailureSource, error: str, detail: str = "") -> ProvisionFailure:
         return ProvisionFailure(
             source=source,
             backend=self._task.template.backend,
             workspace_id=self._task.workspace_id,
             attempt=self._attempt,
-            timeout_secs=timeout_secs,
-            error=cause.error,
-            detail=cause.detail,
+            timeout_secs=self._preflight.provision_timeout_seconds if self._preflight else None,
+            error=error,
+            detail=detail,
         )
 
     def _fail_provisioning(self, e: ActivityError, source: FailureSource, otherwise: ErrorType) -> NoReturn:
@@ -410,8 +408,8 @@ class TaskRunner:
             raise e
         cause = cause_of(e, otherwise)
         self._progress.last_error = cause.error
-        outcome = failed(cause.type, cause.error, verdict=Verdict.FAILED, failure=self._failure(source, cause))
-        raise _Ended(outcome) from e
+        failure = cause.failure or self._failure(source, cause.error)
+        raise _Ended(failed(cause.type, cause.error, verdict=Verdict.FAILED, failure=failure)) from e
 
     def _cancelled(self, outcome: TaskOutcome | None = None) -> TaskOutcome:
         verdict = self._ready.decision.verdict if self._ready.decision else None

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from messages.callbacks import LOG_TAIL_BYTES
-from messages.names import PROVISIONING_FAILED, SESSION_FINISHED, WORKSPACE_READY, task_workflow_id
+from messages.names import PROVISIONING_FAILED, SESSION_FINISHED, WORKSPACE_READY, session_id, task_workflow_id
 from messages.signals import DEFAULT_FAILURE, ProvisioningFailed, SessionFinished, WorkspaceReady
 from messages.statuses import BackendKind, FailureSource, Verdict, WorkspaceStatus
 from messages.tasks import ProvisionFailure
@@ -154,8 +154,8 @@ async def test_an_unknown_workspace_is_404(api: RunningApi) -> None:
         "provisioning-failed": {},
         "heartbeat": {"state": "ready"},
         "boot-log": {"step": "a", "status": "started", "message": "b", "timestamp": timestamp},
-        f"sessions/{stranger.session}/output": {"offset": 0, "chunks": ["x"]},
-        f"sessions/{stranger.session}/finished": {"status": "completed"},
+        f"sessions/{unknown.session}/output": {"offset": 0, "chunks": ["x"]},
+        f"sessions/{unknown.session}/finished": {"status": "completed"},
     }
     for what, body in bodies.items():
         answer = await _post(api, unknown, what, body)
@@ -266,7 +266,7 @@ async def test_ends_of_sessions_that_never_were_reach_no_workflow(api: RunningAp
 async def test_two_sessions_of_one_attempt_end_apart(api: RunningApi) -> None:
     """S45: the second one's end is not taken for a repeat of the first's."""
     workspace = await api.with_session(await api.workspace())
-    second = unique("s")
+    second = session_id(workspace.id, 1, 2)
     await api.registry.sessions.record_starting(
         second, task_id=workspace.task.task_id, workspace_id=workspace.id, attempt=1, turn=2
     )

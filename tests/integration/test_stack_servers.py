@@ -1,0 +1,207 @@
+# ruff: noqa: ASYNC220 (processes that are to be foreign are started as a foreigner would)
+"""The servers of the embedded stack: that they serve, end with us, and are ended where something was left behind."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psycopg
+import pytest
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+
+from messages.names import SEARCH_ATTRIBUTES
+from workers.children import STACK_MARKER, Child, end_process, start_time, wait_for_exit
+from workers.client import connect
+from workers.errors import StackError
+from workers.postgres import start_postgres
+from workers.temporal_binary import obtain_temporal
+from workers.temporal_server import PortInUse, choose_port, end_leftovers, start_temporal, take_port
+
+ROOT = Path(__file__).parents[2]
+
+
+def make_home(path: Path) -> Path:
+    (path / "logs").mkdir(parents=True)
+    return path
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="tr-home-") as folder:
+        yield make_home(Path(folder) / "home")
+
+
+def free_port() -> int:
+    return choose_port(0, preferred=0, purpose="a test", option="--port")
+
+
+async def child(home: Path, script: str, *, timeout: float = 20) -> Child:
+    return await Child.start(
+        "the script",
+        ["/bin/sh", "-c", script],
+        cwd=home,
+        env={"PATH": os.environ["PATH"], STACK_MARKER: str(home)},
+        log=home / "logs" / "script.log",
+        is_ready=lambda line: line == "ready",
+        timeout=timeout,
+        stop_signal=signal.SIGTERM,
+    )
+
+
+async def test_postgres_keeps_its_data_and_its_doors_closed(home: Path) -> None:
+    server = await start_postgres(home)
+    async with await psycopg.AsyncConnection.connect(server.url) as connection:
+        await connection.execute("CREATE TABLE kept (x int)")
+        listening = await (await connection.execute("SHOW listen_addresses")).fetchone()
+    assert listening == ("",)
+    assert (home / "postgres").stat().st_mode & 0o077 == 0
+    await server.child.stop()
+    server = await start_postgres(home)
+    async with await psycopg.AsyncConnection.connect(server.url) as connection:
+        await connection.execute("SELECT x FROM kept")
+    await server.child.stop()
+
+
+async def test_postgres_starts_in_a_home_with_a_long_and_odd_path(home: Path) -> None:
+    long = make_home(home / ("long %2F, 'x' " * 12).strip())
+    server = await start_postgres(long)
+    async with await psycopg.AsyncConnection.connect(server.url) as connection:
+        await connection.execute("SELECT 1")
+    await server.child.stop()
+
+
+async def test_a_postgres_that_was_left_behind_is_ended_first(home: Path) -> None:
+    """A kill -9 of the stack whose parent-death signal was lost: the data folder is in use by nobody's server."""
+    server = await start_postgres(home)
+    await server.child.stop()
+    binary = Path(server.child.argv[0])
+    user = {"user": "pgserver", "group": "pgserver", "extra_groups": []} if os.geteuid() == 0 else {}
+    with subprocess.Popen(
+        [binary, "-D", ".", "-k", ".", "-c", "listen_addresses="], cwd=home / "postgres", stderr=subprocess.PIPE, **user
+    ) as left:
+        assert left.stderr
+        while b"ready to accept" not in left.stderr.readline():
+            pass
+        server = await start_postgres(home)
+        assert left.wait(10) is not None
+    await server.child.stop()
+
+
+async def test_temporal_serves_with_our_search_attributes_on_a_fast_database(home: Path) -> None:
+    program = await obtain_temporal(None, print)
+    server = await start_temporal(program, home, port=free_port(), ui_port=free_port())
+    try:
+        client = await connect(server.address)
+        answer = await client.operator_service.list_search_attributes(
+            ListSearchAttributesRequest(namespace=client.namespace)
+        )
+        kinds = dict(answer.custom_attributes)
+        assert {key.name for key in SEARCH_ATTRIBUTES} <= kinds.keys()
+        assert kinds["TaskStatus"] == IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+        with sqlite3.connect(home / "temporal.db") as database:
+            assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        database.close()
+        assert (home / "temporal.db").stat().st_mode & 0o077 == 0
+    finally:
+        await server.child.stop()
+    # Its state is kept, and attributes that are there already are no error.
+    again = await start_temporal(program, home, port=free_port(), ui_port=free_port())
+    await again.child.stop()
+
+
+async def test_what_an_earlier_stack_left_behind_is_ended_and_nothing_else(home: Path) -> None:
+    env = {"PATH": os.environ["PATH"]}
+    ours = subprocess.Popen(
+        ["/bin/sh", "-c", "trap '' TERM; echo up; while :; do sleep 1; done"],
+        env={**env, STACK_MARKER: str(home)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    others = subprocess.Popen(["sleep", "1000"], env={**env, STACK_MARKER: f"{home}-2"})
+    try:
+        assert ours.stdout
+        assert ours.stdout.readline() == b"up\n"
+        end_process(ours.pid, signal.SIGTERM, grace=0.2)  # deaf to the polite signal
+        assert ours.wait(5) == -signal.SIGKILL
+        await asyncio.to_thread(end_leftovers, home)
+        assert others.poll() is None
+        with subprocess.Popen(["sleep", "1000"], env={**env, STACK_MARKER: str(home)}) as left:
+            assert end_leftovers(home) == [left.pid]
+            assert left.wait(5) == -signal.SIGTERM
+    finally:
+        ours.stdout.close()
+        for process in (ours, others):
+            process.kill()
+            process.wait()
+
+
+async def test_a_child_that_ends_before_it_serves_is_told_with_its_last_words(home: Path) -> None:
+    with pytest.raises(StackError, match=r"the script did not start: FATAL: no room"):
+        await child(home, "echo starting; echo 'FATAL: no room'; echo bye; exit 1")
+    with pytest.raises(StackError, match=r"did not come up within 0\.2 s: still thinking"):
+        await child(home, "echo still thinking; sleep 1000", timeout=0.2)
+    assert "FATAL: no room" in (home / "logs" / "script.log").read_text()
+
+
+async def test_a_child_that_does_not_stop_is_killed(home: Path) -> None:
+    server = await child(home, "trap '' TERM; echo ready; while :; do sleep 0.1; done")
+    await server.stop(grace=0.2)
+    assert server.process.returncode == -signal.SIGKILL
+
+
+async def test_a_child_with_a_lot_to_say_is_never_blocked(home: Path) -> None:
+    """Lines of any length, and more of them than a pipe holds."""
+    server = await child(home, "head -c 300000 /dev/zero | tr '\\0' x; echo; echo ready; yes | head -100000; echo end")
+    await asyncio.wait_for(server.wait(), 20)
+    assert server.process.returncode == 0
+    assert server.last_words == "end"
+
+
+def test_children_end_with_a_parent_that_is_killed(home: Path) -> None:
+    """S21: kill -9 runs no code of ours, so the kernel has to."""
+    script = f"""
+import asyncio, os, signal, sys
+from pathlib import Path
+from workers.children import Child
+async def main():
+    child = await Child.start(
+        "x", ["/bin/sh", "-c", "echo ready; exec sleep 1000"], cwd=Path("/"), env={{"PATH": "/bin:/usr/bin"}},
+        log=Path({str(home)!r}) / "log", is_ready=lambda line: line == "ready", timeout=20, stop_signal=signal.SIGTERM
+    )
+    print(child.pid, flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        pidfd = os.pidfd_open(pid)
+        assert start_time(pid) is not None
+        parent.kill()
+    assert wait_for_exit(pidfd, 10)
+    os.close(pidfd)
+
+
+@pytest.fixture
+async def taken() -> AsyncIterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1]
+
+
+async def test_ports_are_taken_as_they_were_asked_for(taken: int) -> None:
+    ask = {"purpose": "the thing", "option": "--thing"}
+    with pytest.raises(PortInUse, match=rf"port {taken} \(the thing\) is in use.*--thing"):
+        take_port(taken, preferred=0, **ask)
+    free = free_port()
+    assert choose_port(None, preferred=free, **ask) == free
+    assert choose_port(0, preferred=free, **ask) == free
+    assert choose_port(None, preferred=taken, **ask) not in {0, taken}
+    assert choose_port(free, preferred=taken, **ask) == free

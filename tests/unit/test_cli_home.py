@@ -1,0 +1,97 @@
+"""The home's records and locks."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.errors import UsageError
+from cli.home import FileLock, Home, StackRecord, read_record, read_token
+from cli.launch import is_only_user
+from workers.children import start_time
+
+
+def record(**changes: object) -> StackRecord:
+    content = {
+        "pid": os.getpid(),
+        "started": start_time(os.getpid()),
+        "while_used": False,
+        "api_url": "http://127.0.0.1:1",
+        "ui_url": "http://127.0.0.1:2",
+        "temporal_address": "127.0.0.1:3",
+        "database_url": "postgresql:///x",
+        "host_id": "here",
+    }
+    return StackRecord.model_validate(content | changes)
+
+
+def test_a_record_is_alive_only_with_the_process_that_wrote_it(tmp_path: Path) -> None:
+    """A pid that was given to another process since, or is a zombie's, does not count."""
+    home = Home(tmp_path / "home")
+    home.write_record(record())
+    read = home.read_record()
+    assert read == record()
+    assert read.is_alive
+    assert not record(started=1).is_alive
+    with subprocess.Popen([sys.executable, "-c", "pass"]) as process:
+        started = start_time(process.pid)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert not record(pid=process.pid, started=started).is_alive
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff\xff", b"null"])
+def test_a_broken_record_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "stack.json").write_bytes(content)
+    assert read_record(tmp_path) is None
+
+
+def test_a_token_is_private_stable_and_made_anew_when_it_is_unusable(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    token = home.make_token()
+    assert home.make_token() == token == read_token(home.path)
+    path = home.path / "api-token"
+    assert path.stat().st_mode & 0o077 == 0
+    for broken in (b"", b"a b", b"\xff", b"\x00"):
+        path.write_bytes(broken)
+        assert read_token(home.path) is None
+        assert len(home.make_token()) > 30
+
+
+def test_a_home_is_private_and_refused_where_it_cannot_be(tmp_path: Path) -> None:
+    assert Home(tmp_path / "a" / "b").path.stat().st_mode & 0o077 == 0
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x"), Path("/tmp/\udcff")):
+        with pytest.raises(UsageError, match="TASKRUNNER_HOME"):
+            Home(path)
+
+
+def test_locks_exclude_and_tell(tmp_path: Path) -> None:
+    """S50: one stack, one start at a time, and the last user knows that it is the last."""
+    home = Home(tmp_path / "home")
+    first, second = FileLock(home.users_lock), FileLock(home.users_lock)
+    first.shared()
+    assert is_only_user(home)
+    second.shared()
+    assert not is_only_user(home)
+    assert not second.try_exclusive()
+    assert is_only_user(home)
+    assert first.try_exclusive()
+    assert not second.try_exclusive()
+    first.close()
+    assert second.try_exclusive()
+    second.close()
+
+
+def test_a_lock_is_not_inherited(tmp_path: Path) -> None:
+    lock = FileLock(tmp_path / "lock")
+    lock.shared()
+    with subprocess.Popen(["sleep", "100"], close_fds=False) as child:
+        lock.close()
+        other = FileLock(tmp_path / "lock")
+        assert other.try_exclusive()
+        fcntl.flock(other.fd, fcntl.LOCK_UN)
+        other.close()
+        child.kill()

@@ -1,0 +1,124 @@
+"""How tasks look in a terminal, whatever part of their record is missing."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from cli import render
+from messages.statuses import (
+    BackendKind,
+    EventKind,
+    FailureSource,
+    SessionStatus,
+    TaskStatus,
+    TaskStep,
+    WorkspaceStatus,
+)
+from messages.tasks import ProvisionFailure, SavedResult
+from messages.views import EventView, SessionView, StepView, TaskView, WorkspaceView
+
+BEGUN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def task(**changes: object) -> TaskView:
+    bare = {
+        "id": "t-1",
+        "status": TaskStatus.QUEUED,
+        "backend": BackendKind.LOCAL,
+        "template": "local",
+        "prompt": "do it",
+        "created_at": BEGUN,
+        "workflow_id": "task-t-1",
+        "workspace_id": "w-1",
+    }
+    return TaskView.model_validate(bare | changes)
+
+
+WORKSPACE = WorkspaceView(
+    id="w-1",
+    task_id="t-1",
+    backend=BackendKind.LOCAL,
+    status=WorkspaceStatus.PENDING,
+    attempt=1,
+    owner_workflow_id="task-t-1",
+    created_at=BEGUN,
+)
+SESSION = SessionView(id="s-1", attempt=1, turn=1, status=SessionStatus.STARTING)
+RESULT = SavedResult(branch="taskrunner/t-1", base_commit="a", commit="b", files_changed=1, insertions=2, deletions=3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1, "0.00s"),
+        (0.004, "0.00s"),
+        (9.994, "9.99s"),
+        (9.999, "10.0s"),
+        (59.94, "59.9s"),
+        (59.96, "1m00s"),
+        (3599.6, "1h00m"),
+        (90061, "25h01m"),
+    ],
+)
+def test_spans_are_short_and_never_odd(seconds: float, text: str) -> None:
+    assert render.span(timedelta(seconds=seconds)) == text
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        task(),
+        task(status=TaskStatus.RUNNING),
+        task(status=TaskStatus.FAILED),
+        task(workspace=WORKSPACE, session=SESSION, result=RESULT),
+        task(status=TaskStatus.COMPLETED, finished_at=BEGUN, session=SESSION.model_copy(update={"exit_code": 0})),
+        task(steps=[StepView(step=TaskStep.PREFLIGHT, at=BEGUN)]),
+    ],
+)
+def test_records_with_parts_missing_are_shown_everywhere(record: TaskView) -> None:
+    """S49: in lists, alone, and as an outcome."""
+    for text in (render.task_table([record]), render.task_page(record), render.outcome(record)):
+        assert text
+        assert "None" not in text
+
+
+def test_a_failed_provisioning_shows_its_error_and_the_last_lines_of_its_log() -> None:
+    failure = ProvisionFailure(
+        source=FailureSource.BOOTSTRAP,
+        backend=BackendKind.LOCAL,
+        workspace_id="w-1",
+        attempt=1,
+        error="setup failed",
+        detail="\n".join(f"line {n}" for n in range(50)),
+    )
+    text = render.outcome(task(status=TaskStatus.FAILED, error="setup failed", failure=failure))
+    assert "error  setup failed" in text
+    assert "| line 49" in text
+    assert "| line 29" not in text
+
+
+def test_text_of_others_cannot_steer_the_terminal() -> None:
+    """An agent's error, or a prompt, may hold escape sequences; they are shown, not obeyed."""
+    evil = "a\x1b[2Jb\rc\x07\u202e"
+    for text in (
+        render.task_table([task(prompt=evil)]),
+        render.outcome(task(status=TaskStatus.FAILED, error=evil)),
+        render.task_page(task(prompt=evil, error=evil)),
+        render.event_line(
+            EventView(id=1, kind=EventKind.TASK_STATUS, previous="a", current="b", detail={"x": evil}, at=BEGUN)
+        ),
+    ):
+        assert not {"\x1b", "\r", "\x07", "\u202e"} & set(
+            text.replace("\x1b[0m", "")
+            .replace("\x1b[31m", "")
+            .replace("\x1b[31;1m", "")
+            .replace("\x1b[31m\x1b[1m", "")
+            .replace("\x1b[1m", "")
+        )
+        assert "\\x1b[2Jb" in text
+
+
+def test_columns_are_aligned_by_what_is_seen() -> None:
+    table = render.table(("A", "B"), [("\x1b[31mred\x1b[0m", "1"), ("longer", "2")])
+    seen = [line.replace("\x1b[31m", "").replace("\x1b[0m", "") for line in table.splitlines()]
+    assert seen == ["A       B", "red     1", "longer  2"]
