@@ -1,6 +1,7 @@
 """A Temporal server whose clock jumps ahead while nothing happens.
 
-The SDK's own download is tried first; where it cannot be reached, the same server comes from Maven Central and needs Java.
+The SDK's own download is tried first; where it cannot be reached, the same server comes from Maven Central and
+needs Java.
 """
 
 import asyncio
@@ -50,11 +51,20 @@ def _from_maven(folder: Path) -> Path:
         partial = folder.with_name(f"{folder.name}.{os.getpid()}")
         partial.mkdir(parents=True, exist_ok=True)
         (partial / "pom.xml").write_text(_POM)
-        fetch = ["mvn", "-q", "-B", "dependency:copy-dependencies", f"-DoutputDirectory={partial}", "-DincludeScope=runtime"]
+        fetch = [
+            "mvn",
+            "-q",
+            "-B",
+            "dependency:copy-dependencies",
+            f"-DoutputDirectory={partial}",
+            "-DincludeScope=runtime",
+        ]
         done = subprocess.run(fetch, cwd=partial, capture_output=True, text=True, check=False)
         if done.returncode:
             _unavailable(f"Maven could not fetch it: {done.stdout[-500:]}")
-        shell = f"#!/bin/sh\nexec java -XX:TieredStopAtLevel=1 -cp '{folder}/*' io.temporal.testserver.TestServer \"$@\"\n"
+        shell = (
+            f"#!/bin/sh\nexec java -XX:TieredStopAtLevel=1 -cp '{folder}/*' io.temporal.testserver.TestServer \"$@\"\n"
+        )
         (partial / "test-server").write_text(shell)
         (partial / "test-server").chmod(0o755)
         if not folder.exists():

@@ -77,7 +77,9 @@ async def test_no_callback_fails_at_the_deadline_and_at_most_five_seconds_later(
     closed = times["workflow_execution_failed_event_attributes"]
     assert timedelta(seconds=1200) <= closed - started <= timedelta(seconds=1205)
     assert isinstance(failure.value.cause, ApplicationError)
-    assert failure.value.cause.message == f"local workspace {s.task.workspace_id} never became ready: connection refused"
+    assert (
+        failure.value.cause.message == f"local workspace {s.task.workspace_id} never became ready: connection refused"
+    )
     assert s.world.released is not None
     recorded = s.world.released.outcome
     assert recorded.verdict is Verdict.TIMED_OUT
