@@ -29,7 +29,7 @@ async def test_a_recorded_history_replays(path: Path) -> None:
 async def test_a_history_that_does_not_fit_is_noticed() -> None:
     """S42: the replay above would fail if the code took other steps."""
     path = next(path for path in HISTORIES if path.stem == "immediate_completed")
-    events = json.loads(path.read_text())  # noqa: ASYNC240 (a small file)
+    events = json.loads(path.read_text())
     for event in events["events"]:
         scheduled = event.get("activityTaskScheduledEventAttributes", {})
         if scheduled.get("activityType", {}).get("name") == "provision_workspace":

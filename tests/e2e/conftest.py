@@ -1,0 +1,77 @@
+"""One set of servers, with an API and no worker, for all end-to-end tests; and what each test must leave behind."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from messages.keys import create_keys
+from store.registry import Registry
+from tests.support.git_repositories import make_repository
+from tests.support.stack import API_TOKEN, CLI, Gate, Process, Stack, service_environment
+from workers.client import connect
+from workers.temporal_binary import obtain_temporal
+from workers.temporal_server import choose_port, start_temporal
+
+
+@pytest.fixture(scope="session")
+async def services(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """Temporal, PostgreSQL and the API as processes of their own."""
+    home = tmp_path_factory.mktemp("services")
+    (home / "logs").mkdir()
+    (home / "templates").mkdir()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE services TEMPLATE migrated")
+    url = postgres.replace("/postgres?", "/services?", 1)
+    async with AsyncExitStack() as parts:
+        temporal = await start_temporal(
+            await obtain_temporal(None, print),
+            home,
+            port=choose_port(0, preferred=0, purpose="", option=""),
+            ui_port=choose_port(0, preferred=0, purpose="", option=""),
+        )
+        parts.push_async_callback(temporal.child.stop)
+        keys = create_keys(home / "keys.json")
+        env = service_environment(
+            TEMPORAL_ADDRESS=temporal.address,
+            TASKRUNNER_DATABASE_URL=url,
+            TASKRUNNER_KEYS_FILE=str(home / "keys.json"),
+            TASKRUNNER_TEMPLATES=str(home / "templates"),
+            TASKRUNNER_API_TOKEN=API_TOKEN,
+            TASKRUNNER_HOME=str(home),
+        )
+        api = await Process.start([*CLI, "api", "--port", "0"], env, home)
+        parts.push_async_callback(api.stop)
+        api_url = (await api.said(r"answers at (http://\S+)"))[0][1]
+        registry = await parts.enter_async_context(Registry.connect(url))
+        stack = Stack(
+            api_url, api, registry, await connect(temporal.address), keys, {**env, "TASKRUNNER_PUBLIC_URL": api_url}
+        )
+        parts.push_async_callback(stack.user.aclose)
+        yield stack
+
+
+@pytest.fixture
+async def stack(services: Stack) -> AsyncIterator[Stack]:
+    """The services; after the test, no process of its workspaces may be left."""
+    services.tasks.clear()
+    yield services
+    left = await services.left_over()
+    assert left == {}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with one commit."""
+    return make_repository(tmp_path / "repository")
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Gate]:
+    """A pipe at which a program of the test waits."""
+    gate = Gate(tmp_path)
+    yield gate
+    gate.close()
