@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Optional
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,9 +70,9 @@ def _check_out(checkout: Checkout, git: _Git) -> None:
         raise StepFailed(f"checkout: the repository has no branch, tag or commit {checkout.ref!r}")
     if checkout.commit is not None and not git.has(checkout.commit):
         git("fetch", "--quiet", "origin", checkout.commit)
-    branch = checkout.ref or git("symbolic-ref", "--quiet", "--short", "HEAD")
+    branch = checkout.ref or git.branch()
     remote = f"refs/remotes/origin/{branch}"
-    if git.has(remote):
+    if branch is not None and git.has(remote):
         start = checkout.commit or remote
         git("checkout", "--quiet", "--no-track", "-B", branch, git.commit(start))
         git("branch", "--quiet", f"--set-upstream-to=origin/{branch}", branch)
@@ -92,6 +92,13 @@ class _Git:
     def __call__(self, *arguments: str, at: Path | None = None) -> str:
         settings = [part for key, value in _SETTINGS for part in ("-c", f"{key}={value}")]
         return self._run(["git", *settings, *arguments], at or self._folder, self._env).strip()
+
+    def branch(self) -> Optional[str]:
+        """Return the branch that HEAD is on; None where it is detached."""
+        try:
+            return self("symbolic-ref", "--short", "HEAD")
+        except StepFailed:
+            return None
 
     def has(self, revision: str) -> bool:
         try:

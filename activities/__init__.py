@@ -1,0 +1,1 @@
+"""Everything that touches the world: the activities, the backends behind one contract, processes, git, HTTP."""

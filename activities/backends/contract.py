@@ -1,0 +1,128 @@
+"""The contract that every backend keeps."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from messages.activities import WorkspaceHandle
+from messages.names import compute_name, is_id
+from messages.statuses import BackendKind
+from messages.tasks import SavedResult, TaskInput
+from messages.templates import Template
+
+
+@dataclass(frozen=True)
+class Compute:
+    """The identity of one attempt's compute; ids that are none are refused, so its name is safe as a file name.
+
+    ``task_id`` only informs, and is empty where it is not known.
+    """
+
+    workspace_id: str
+    attempt: int
+    task_id: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse ids that are none, before anything is made from them."""
+        for value in (self.workspace_id, self.task_id or self.workspace_id):
+            if not is_id(value):
+                raise ValueError(f"{value!r} is no id: small letters, digits and dashes, 40 at most")
+        if self.attempt < 1:
+            raise ValueError(f"attempt {self.attempt} is none: they are numbered from 1")
+
+    @property
+    def name(self) -> str:
+        """The name of the compute at its provider: the proof of ownership, and what makes creating it idempotent."""
+        return compute_name(self.workspace_id, self.attempt)
+
+
+@dataclass(frozen=True)
+class WorkspaceSpec:
+    """What one attempt's workspace is to be. ``base_commit`` is what ``check`` returned; the token is a secret."""
+
+    compute: Compute
+    template: Template
+    task: TaskInput
+    base_commit: str | None
+    task_queue: str
+    api_url: str
+    callback_token: str = field(repr=False)
+    agent_token_sha256: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is there of a compute: whether anything exists, whether it lives, how it ended, its last 8 KiB of log."""
+
+    exists: bool
+    alive: bool
+    exit_code: int | None = None
+    log_tail: str = ""
+
+    @property
+    def ending(self) -> str:
+        """How the workspace ended, in words."""
+        if not self.exists:
+            return "it does not exist any more"
+        if self.exit_code is None:
+            return "its agent is not running any more"
+        if self.exit_code < 0:
+            return f"its agent was killed by signal {-self.exit_code}"
+        return f"its agent exited with {self.exit_code}"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a backend saved: the record, the patch (None above 4 MiB), and the git bundle where one was made."""
+
+    result: SavedResult
+    patch: bytes | None = field(repr=False)
+    bundle: bytes | None = field(repr=False)
+
+
+class Backend(ABC):
+    """One place where workspaces live.
+
+    Every method may be called again at any time, by another process too, after a crash anywhere: it then finds its own
+    traces and finishes the work. Two calls for the same compute never work on it at once. Errors are those of
+    ``activities.errors``; a missing compute is never one.
+    """
+
+    kind: ClassVar[BackendKind]
+
+    @abstractmethod
+    async def check(self, task: TaskInput) -> str | None:
+        """Check that the task can run here, changing nothing; return the commit it starts from, None without one.
+
+        Raises ``InvalidTask`` or ``BackendUnusable``, whose texts say what to do.
+        """
+
+    @abstractmethod
+    async def provision(self, spec: WorkspaceSpec) -> WorkspaceHandle:
+        """Bring up the compute, or adopt what is there under its name; return as soon as it is asked for.
+
+        The first request to the handle's URL is never refused because the agent is still starting. Whatever this call
+        made is gone when it fails or is cancelled. Raises ``ProvisionFailed``.
+        """
+
+    @abstractmethod
+    async def inspect(self, compute: Compute) -> Inspection:
+        """Look at the compute, changing nothing."""
+
+    @abstractmethod
+    async def save_result(self, compute: Compute, base: str | None) -> Kept | None:
+        """Keep what the agent changed since ``base``; None where nothing changed, or nothing is there.
+
+        Stops what runs in the workspace first, so that nothing changes meanwhile. Raises ``ResultNotSaved``.
+        """
+
+    @abstractmethod
+    async def destroy(self, compute: Compute) -> None:
+        """Remove every trace of the compute, whatever part of it exists; nothing at all is success.
+
+        A result that was saved stays. Raises ``NotRemoved`` (retryable) naming what is left.
+        """
+
+    @abstractmethod
+    async def list_owned(self) -> list[Compute]:
+        """Return every compute of this installation that this backend can reach."""

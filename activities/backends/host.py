@@ -1,0 +1,350 @@
+"""What ``local`` and ``worktree`` share: a folder, and a workspace agent as a process of this host.
+
+``<home>/workspaces/<compute name>/`` holds ``checkout/``, ``state/`` (the agent's), ``config.json`` (secret),
+``compute.json`` (what we know of the compute), ``agent.log`` and ``lock`` (held by whoever provisions, saves or
+destroys).
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import sys
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from activities import processes, scopes
+from activities.backends.contract import Backend, Compute, Inspection, Kept, WorkspaceSpec
+from activities.backends.zipapp import agent_zipapp
+from activities.errors import AttemptNotWanted, NotRemoved, ProvisionFailed
+from activities.files import exclusive, open_up, read_log_tail, remove_tree, until_done, write_private
+from activities.git import Git
+from activities.git_results import Change
+from activities.processes import ProcessId
+from messages.activities import WorkspaceHandle
+from messages.base import Message
+from messages.names import COMPUTE_MARKER
+from messages.statuses import BackendKind, FailureSource
+from messages.tasks import SavedResult
+
+_log = logging.getLogger(__name__)
+
+STOP_GRACE_SECONDS = 15.0
+"""What an agent gets to stop its sessions and deliver what it has (it gives up delivering after 5 s)."""
+
+
+class ComputeRecord(Message):
+    """What ``compute.json`` says.
+
+    ``prepared``: the checkout is whole. ``process``: the agent that was started last. ``ending``: we are taking the
+    compute down, so its end is no loss. ``common_dir`` and ``branch`` are what ``worktree`` made in a repository.
+    """
+
+    workspace_id: str
+    attempt: int
+    task_id: str
+    backend: BackendKind
+    repository: str | None = None
+    base_commit: str | None = None
+    common_dir: str | None = None
+    branch: str | None = None
+    prepared: bool = False
+    process: ProcessId | None = None
+    ending: bool = False
+
+    @property
+    def compute(self) -> Compute:
+        """Whose record it is."""
+        return Compute(workspace_id=self.workspace_id, attempt=self.attempt, task_id=self.task_id)
+
+
+class HostBackend(Backend):
+    """A backend whose workspaces are folders and processes of this host.
+
+    ``environ`` is the worker's environment: only its harmless part is passed on.
+    """
+
+    def __init__(
+        self, home: Path, *, environ: Mapping[str, str], stop_grace_seconds: float = STOP_GRACE_SECONDS
+    ) -> None:
+        self._home = home.absolute()
+        self._env = processes.clean_environment(environ)
+        self._stop_grace_seconds = stop_grace_seconds
+        self._zipapp: Path | None = None
+
+    @abstractmethod
+    def _checkout_config(self, spec: WorkspaceSpec) -> dict[str, Any]:
+        """Return what the agent itself is to do for its checkout."""
+
+    @abstractmethod
+    async def _prepare(self, spec: WorkspaceSpec, record: ComputeRecord, folder: Path, lock: int) -> ComputeRecord:
+        """Make the checkout, unless the agent is to. What is made outside ``folder`` is recorded before it is made."""
+
+    @abstractmethod
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
+        """Keep what changed; nothing runs in the workspace any more."""
+
+    def _saved(self, record: ComputeRecord, branch: str, change: Change, bundle: bytes | None) -> Kept:
+        result = SavedResult(
+            branch=branch,
+            base_commit=change.base,
+            commit=change.commit,
+            files_changed=change.files_changed,
+            insertions=change.insertions,
+            deletions=change.deletions,
+            repository_path=record.repository,
+            bundle=bundle is not None,
+        )
+        return Kept(result=result, patch=change.patch, bundle=bundle)
+
+    async def _recover(self, spec: WorkspaceSpec) -> ComputeRecord:
+        """Return the record of a compute that is there and whose file is lost."""
+        return self._new_record(spec)
+
+    async def _forget(self, record: ComputeRecord, folder: Path) -> None:
+        """Remove what was made outside ``folder``."""
+
+    async def provision(self, spec: WorkspaceSpec) -> WorkspaceHandle:
+        """See :meth:`Backend.provision`."""
+        folder = self._folder(spec.compute)
+        async with exclusive(folder / "lock", create=True) as lock:
+            assert lock is not None
+            record = self._read(folder)
+            agent = await asyncio.to_thread(self._find_agent, spec.compute, folder, record)
+            port = _port(folder)
+            if agent and port and not (record and record.ending):
+                record = record or await self._recover(spec)
+                self._write(folder, record.model_copy(update={"process": agent, "prepared": True}))
+                return self._handle(spec, port)
+            if record and record.ending and record.prepared:
+                raise AttemptNotWanted(f"workspace {spec.compute.name} is being taken down")
+            try:
+                if agent:  # its configuration is lost, so nobody could reach it
+                    await self._end_processes(spec.compute, agent)
+                port = await self._bring_up(spec, folder, lock, record)
+            except BaseException:
+                await until_done(asyncio.ensure_future(self._undo(spec, folder)))
+                raise
+            return self._handle(spec, port)
+
+    async def inspect(self, compute: Compute) -> Inspection:
+        """See :meth:`Backend.inspect`."""
+        folder = self._folder(compute)
+        record = self._read(folder)
+        agent = await asyncio.to_thread(self._find_agent, compute, folder, record)
+        return Inspection(
+            exists=bool(agent) or folder.is_dir(),
+            alive=agent is not None,
+            exit_code=processes.exit_code(record.process) if record and record.process and not agent else None,
+            log_tail=read_log_tail(folder / "agent.log"),
+        )
+
+    async def save_result(self, compute: Compute, base: str | None) -> Kept | None:
+        """See :meth:`Backend.save_result`."""
+        folder = self._folder(compute)
+        async with exclusive(folder / "lock", create=False) as lock:
+            record = self._read(folder)
+            if lock is None or record is None:
+                return None
+            try:
+                await self._stop(compute, folder, record)
+            except NotRemoved as e:  # the destroy that follows has to deal with it; the change is saved all the same
+                _log.warning("%s; saving its result nevertheless", e)
+            return await self._save(record, folder, base)
+
+    async def destroy(self, compute: Compute) -> None:
+        """See :meth:`Backend.destroy`."""
+        folder = self._folder(compute)
+        async with exclusive(folder / "lock", create=folder.is_dir()) as lock:
+            if lock is None:
+                await self._end_processes(compute, None)
+                return
+            await self._take_down(compute, folder)
+
+    async def list_owned(self) -> list[Compute]:
+        """See :meth:`Backend.list_owned`."""
+        folders = await asyncio.to_thread(lambda: sorted(self._workspaces.glob("tr-*")))
+        records = [self._read(folder) for folder in folders]
+        return [record.compute for record in records if record and record.backend is self.kind]
+
+    async def process_to_watch(self, compute: Compute) -> ProcessId | None:
+        """Return the agent's process, dead or alive; None where there was none, or where we are ending it ourselves."""
+        folder = self._folder(compute)
+        record = self._read(folder)
+        if record is None or record.ending:
+            return None
+        return await asyncio.to_thread(self._find_agent, compute, folder, record) or record.process
+
+    @property
+    def _workspaces(self) -> Path:
+        return self._home / "workspaces"
+
+    def _folder(self, compute: Compute) -> Path:
+        return self._workspaces / compute.name
+
+    def _git(self, cwd: Path, *keep_open: int) -> Git:
+        return Git(cwd=cwd, env=self._env, keep_open=keep_open)
+
+    def _new_record(self, spec: WorkspaceSpec) -> ComputeRecord:
+        repository = spec.task.repository
+        return ComputeRecord(
+            workspace_id=spec.compute.workspace_id,
+            attempt=spec.compute.attempt,
+            task_id=spec.compute.task_id,
+            backend=self.kind,
+            repository=repository.path if repository else None,
+            base_commit=spec.base_commit,
+        )
+
+    def _read(self, folder: Path) -> ComputeRecord | None:
+        path = folder / "compute.json"
+        try:
+            return ComputeRecord.model_validate_json(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (ValidationError, UnicodeDecodeError):
+            _log.warning("%s is broken: treated as missing", path)
+            return None
+
+    def _write(self, folder: Path, record: ComputeRecord) -> None:
+        write_private(folder / "compute.json", record.model_dump_json(indent=2) + "\n")
+
+    def _handle(self, spec: WorkspaceSpec, port: int) -> WorkspaceHandle:
+        return WorkspaceHandle(
+            workspace_id=spec.compute.workspace_id,
+            attempt=spec.compute.attempt,
+            backend=self.kind,
+            name=spec.compute.name,
+            task_queue=spec.task_queue,
+            harness_url=f"http://127.0.0.1:{port}",
+            readiness=spec.template.effective_readiness,
+        )
+
+    def _find_agent(self, compute: Compute, folder: Path, record: ComputeRecord | None) -> ProcessId | None:
+        if record and record.process and processes.is_alive(record.process):
+            return record.process
+        config = str(folder / "config.json")
+        for process in processes.find_marked(compute.name):
+            argv = processes.command_line(process)
+            if "serve" in argv and config in argv:
+                return process
+        return None
+
+    async def _bring_up(self, spec: WorkspaceSpec, folder: Path, lock: int, record: ComputeRecord | None) -> int:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(socket.SOMAXCONN)
+            port: int = listener.getsockname()[1]
+            if self._zipapp is None or not self._zipapp.exists():
+                self._zipapp = await asyncio.to_thread(agent_zipapp, self._home)
+            if record is None or not record.prepared:
+                if record:
+                    await self._clear(folder, record)
+                record = self._new_record(spec)
+                self._write(folder, record)
+                write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
+                record = (await self._prepare(spec, record, folder, lock)).model_copy(update={"prepared": True})
+                self._write(folder, record)
+            write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
+            process = await until_done(
+                asyncio.ensure_future(asyncio.to_thread(self._start, spec.compute, folder, listener))
+            )
+        finally:
+            listener.close()
+        self._started(folder, record, process)
+        await scopes.move_to_scope(spec.compute.name, process, env=self._env)
+        return port
+
+    def _config(self, spec: WorkspaceSpec, folder: Path, port: int) -> dict[str, Any]:
+        return {
+            "workspace_id": spec.compute.workspace_id,
+            "attempt": spec.compute.attempt,
+            "name": spec.compute.name,
+            "api_url": spec.api_url,
+            "callback_token": spec.callback_token,
+            "agent_token_sha256": spec.agent_token_sha256,
+            "workspace": str(folder / "checkout"),
+            "state": str(folder / "state"),
+            "checkout": self._checkout_config(spec),
+            "setup": list(spec.template.setup),
+            "env": dict(spec.template.env),
+            "heartbeat_interval_seconds": spec.template.heartbeat_interval.total_seconds(),
+            "listen": {"host": "127.0.0.1", "port": port},
+        }
+
+    def _agent_argv(self, command: str, folder: Path) -> list[str]:
+        assert self._zipapp is not None
+        return [sys.executable, "-I", str(self._zipapp), command, "--config", str(folder / "config.json")]
+
+    def _agent_env(self, compute: Compute) -> dict[str, str]:
+        return {**self._env, COMPUTE_MARKER: compute.name}
+
+    def _start(self, compute: Compute, folder: Path, listener: socket.socket) -> ProcessId:
+        argv = [*self._agent_argv("serve", folder), "--listen-fd", str(listener.fileno())]
+        try:
+            return processes.start(
+                argv, cwd=folder, env=self._agent_env(compute), log=folder / "agent.log", pass_fds=[listener.fileno()]
+            )
+        except OSError as e:
+            raise ProvisionFailed(f"the workspace agent cannot be started: {e}", source=FailureSource.PROVIDER) from e
+
+    def _started(self, folder: Path, record: ComputeRecord, process: ProcessId) -> None:
+        self._write(folder, record.model_copy(update={"process": process}))
+
+    async def _stop(self, compute: Compute, folder: Path, record: ComputeRecord | None) -> None:
+        if record and not record.ending:
+            record = record.model_copy(update={"ending": True})
+            self._write(folder, record)
+        await self._end_processes(compute, await asyncio.to_thread(self._find_agent, compute, folder, record))
+
+    async def _end_processes(self, compute: Compute, agent: ProcessId | None) -> None:
+        try:
+            await processes.end_all(compute.name, main=agent, grace_seconds=self._stop_grace_seconds)
+        except processes.ProcessesRemain as e:
+            raise NotRemoved(f"processes of workspace {compute.name} do not end: {e}") from e
+
+    async def _undo(self, spec: WorkspaceSpec, folder: Path) -> None:
+        """Take down what a failed provision made, so that the next one may begin anew even if this stops half-way."""
+        if record := self._read(folder):
+            self._write(folder, record.model_copy(update={"prepared": False, "ending": True}))
+        await self._take_down(spec.compute, folder)
+
+    async def _clear(self, folder: Path, record: ComputeRecord) -> None:
+        """Remove what an interrupted provision left, but for our own files."""
+        await self._end_processes(record.compute, None)
+        await self._forget(record, folder)
+        await asyncio.to_thread(remove_tree, folder / "checkout")
+        await asyncio.to_thread(remove_tree, folder / "state")
+
+    async def _take_down(self, compute: Compute, folder: Path) -> None:
+        record = self._read(folder)
+        await self._stop(compute, folder, record)
+        try:
+            if record:
+                await self._forget(record, folder)
+            await asyncio.to_thread(_remove_folder, folder)
+        except OSError as e:
+            raise NotRemoved(f"workspace {compute.name} is not removed: {e}; remove it by hand: {folder}") from e
+
+
+def _port(folder: Path) -> int | None:
+    try:
+        return int(json.loads((folder / "config.json").read_text())["listen"]["port"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _remove_folder(folder: Path) -> None:
+    """Remove a workspace's folder. What tells whose it is goes last, so that a half-removed one is found."""
+    open_up(folder)
+    last = [folder / "compute.json", folder / "lock"]
+    for path in (*(entry for entry in folder.iterdir() if entry not in last), *last):
+        remove_tree(path)
+    with contextlib.suppress(OSError):  # without the lock it is nobody's: whoever waited may begin anew in it
+        folder.rmdir()

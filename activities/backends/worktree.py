@@ -1,0 +1,154 @@
+"""Backend ``worktree``: a git worktree of the user's repository on this host, on a branch of its own."""
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+from activities.backends.contract import Kept, WorkspaceSpec
+from activities.backends.host import ComputeRecord, HostBackend
+from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
+from activities.files import remove_tree
+from activities.git import GitError, check_repository, check_result_branch
+from activities.git_results import Place, save_change
+from messages.names import result_branch
+from messages.statuses import BackendKind, FailureSource
+from messages.tasks import TaskInput
+
+
+class WorktreeBackend(HostBackend):
+    """Workspaces that share the repository's objects; the result is a branch in it.
+
+    Made in the repository: one branch and one entry of ``worktrees/``. The user's checkout, index, HEAD, configuration
+    and other branches are never touched.
+    """
+
+    kind: ClassVar[BackendKind] = BackendKind.WORKTREE
+
+    async def check(self, task: TaskInput) -> str | None:
+        """See :meth:`Backend.check`."""
+        if task.repository is None or task.repository.path is None:
+            raise InvalidTask(
+                "backend worktree needs a repository: give the path of one on this host, or use backend local"
+            )
+        git = self._git(Path(task.repository.path))
+        commit = await check_repository(git, task.ref)
+        await check_result_branch(git, task.task_id)
+        return commit
+
+    def _checkout_config(self, spec: WorkspaceSpec) -> dict[str, Any]:  # noqa: ARG002 (the agent has nothing to do)
+        return {"kind": "none"}
+
+    async def _prepare(self, spec: WorkspaceSpec, record: ComputeRecord, folder: Path, lock: int) -> ComputeRecord:
+        assert record.repository is not None
+        base = spec.base_commit
+        if base is None:
+            raise ProvisionFailed("preflight found no commit to start from", source=FailureSource.PREFLIGHT)
+        git = self._git(Path(record.repository), lock)
+        try:
+            record = record.model_copy(update={"common_dir": str(await git.common_dir())})
+            # An earlier workspace of the same task may have left its result under the plain name: that stays.
+            branch, number = result_branch(record.task_id), 1
+            while await git.commit_of(f"refs/heads/{branch}"):
+                number += 1
+                branch = f"{result_branch(record.task_id)}-{number}"
+            record = record.model_copy(update={"branch": branch})
+            self._write(folder, record)
+            # Git names its entry after the folder, so that even half an entry can be told by its name.
+            made, checkout = folder / folder.name, folder / "checkout"
+            await git.run("worktree", "add", "--quiet", "--no-track", "-b", branch, str(made), base)
+            await asyncio.to_thread(_move_worktree, _admin_folder(record, folder), made, checkout)
+        except (GitError, OSError) as e:
+            raise ProvisionFailed(
+                f"the worktree of {record.repository} cannot be made: {e}", source=FailureSource.PROVIDER
+            ) from e
+        return record
+
+    async def _recover(self, spec: WorkspaceSpec) -> ComputeRecord:
+        record = self._new_record(spec)
+        assert record.repository is not None
+        common = await self._git(Path(record.repository)).common_dir()
+        return record.model_copy(update={"common_dir": str(common), "branch": result_branch(record.task_id)})
+
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
+        base = record.base_commit or base
+        if not record.prepared or record.branch is None or base is None:
+            return None
+        branch, checkout = record.branch, folder / "checkout"
+        try:
+            git_dir = await self._usable_git_dir(record, folder, branch)
+            git = self._git(git_dir).at(GIT_DIR=git_dir)
+            place = Place(git=git, git_dir=git_dir, checkout=checkout, scratch=folder)
+            change = await save_change(place, branch=branch, base=base, message=f"Work of task {record.task_id}")
+        except (GitError, OSError) as e:
+            raise ResultNotSaved(
+                f"the result cannot be kept in {record.repository}: {e}; it is still in {checkout}"
+            ) from e
+        if change is None:
+            return None
+        return self._saved(record, branch, change, None)
+
+    async def _usable_git_dir(self, record: ComputeRecord, folder: Path, branch: str) -> Path:
+        """Return the worktree's own git folder, or one in its place where the agent broke or pruned it."""
+        admin = _admin_folder(record, folder)
+        if await self._git(admin).at(GIT_DIR=admin).ask("rev-parse", "--git-common-dir"):
+            return admin
+        stand_in = folder / "git"
+        remove_tree(stand_in)
+        stand_in.mkdir()
+        (stand_in / "HEAD").write_text(f"ref: refs/heads/{branch}\n")
+        (stand_in / "commondir").write_text(f"{record.common_dir}\n")
+        return stand_in
+
+    async def _forget(self, record: ComputeRecord, folder: Path) -> None:
+        if record.common_dir is None:
+            return
+        common = Path(record.common_dir)
+        there = await asyncio.to_thread(_remove_admin_folder, _admin_folder(record, folder))
+        await asyncio.to_thread(remove_tree, folder / folder.name)
+        if there and record.branch and record.base_commit:
+            await self._drop_empty_branch(common, record.branch, record.base_commit)
+
+    async def _drop_empty_branch(self, common: Path, branch: str, base: str) -> None:
+        """Delete the branch if it still stands at the base: then it keeps nothing."""
+        git = self._git(common).at(GIT_DIR=common)
+        ref = common / "refs/heads" / branch
+        ref.with_name(f"{ref.name}.lock").unlink(missing_ok=True)
+        if await git.commit_of(f"refs/heads/{branch}") == base:
+            try:
+                await git.run("update-ref", "-d", f"refs/heads/{branch}", base)
+            except GitError as e:
+                raise OSError(f"branch {branch} in {common}: {e}") from e
+        if not await git.commit_of(f"refs/heads/{branch}"):
+            await asyncio.to_thread(_remove_branch_files, common, branch)
+
+
+def _remove_branch_files(common: Path, branch: str) -> None:
+    """Remove what a killed git left of a branch that does not exist: its empty log, their folders."""
+    for folder in (common / "refs/heads", common / "logs/refs/heads"):
+        path = folder / branch
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.stat().st_size == 0:
+                path.unlink()
+            path.parent.rmdir()
+
+
+def _admin_folder(record: ComputeRecord, folder: Path) -> Path:
+    """Return the worktree's entry in the repository, whether it is there or not."""
+    assert record.common_dir is not None
+    return Path(record.common_dir, "worktrees", folder.name)
+
+
+def _move_worktree(admin: Path, made: Path, checkout: Path) -> None:
+    made.rename(checkout)
+    (admin / "gitdir").write_text(f"{checkout.resolve() / '.git'}\n")
+
+
+def _remove_admin_folder(admin: Path) -> bool:
+    """Remove a worktree's entry, whatever state it is in; False where the whole repository is gone."""
+    if not admin.parent.parent.is_dir():
+        return False
+    remove_tree(admin)
+    with contextlib.suppress(OSError):  # others are in it, or it is gone
+        admin.parent.rmdir()
+    return True

@@ -1,0 +1,113 @@
+"""What goes wrong in an activity, and the one place that says it in Temporal's terms.
+
+::
+
+    ActivityFailure
+    ├── InvalidTask            the task cannot run as asked                 never retried
+    ├── BackendUnusable        this host lacks something                    never retried
+    ├── ProvisionFailed        the attempt will never be ready              never retried
+    ├── AttemptNotWanted       another attempt counts, or none any more     never retried
+    ├── SessionRefused         the workspace agent said 4xx                 never retried
+    ├── ResultNotSaved         the change could not be kept                 never retried
+    ├── WorkspaceUnreachable   the workspace agent does not answer          retried
+    └── NotRemoved             compute could not be taken down (yet)        retried
+
+Everything else that an activity raises (the registry away, an ``OSError``) is retried as it is.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import ClassVar
+
+from temporalio.exceptions import ApplicationError
+
+from messages.errors import ErrorType
+from messages.statuses import FailureSource
+from messages.tasks import ProvisionFailure
+from store.errors import AttemptSuperseded
+
+
+class ActivityFailure(Exception):
+    """The base: ``error_type`` is what the workflow sees, ``retryable`` whether Temporal tries again."""
+
+    error_type: ClassVar[ErrorType]
+    retryable: ClassVar[bool] = False
+
+    def details(self) -> tuple[object, ...]:
+        """Return the details of the ApplicationError."""
+        return ()
+
+
+class InvalidTask(ActivityFailure):
+    """The task cannot run as asked; the text names what is wrong and what to do."""
+
+    error_type = ErrorType.INVALID_TASK
+
+
+class BackendUnusable(ActivityFailure):
+    """The backend lacks a program or a permission on this host; the text says what to do."""
+
+    error_type = ErrorType.BACKEND_UNUSABLE
+
+
+class ProvisionFailed(ActivityFailure):
+    """The attempt will never be ready.
+
+    ``detail`` is the end of the log that tells why. ``failure`` is filled in by the activity, which knows the attempt;
+    it travels as the error's only detail.
+    """
+
+    error_type = ErrorType.PROVISION_FAILED
+
+    def __init__(self, text: str, *, source: FailureSource, detail: str = "") -> None:
+        super().__init__(text)
+        self.source = source
+        self.detail = detail
+        self.failure: ProvisionFailure | None = None
+
+    def details(self) -> tuple[object, ...]:
+        """Return the failure, where it is known."""
+        return (self.failure,) if self.failure else ()
+
+
+class AttemptNotWanted(ActivityFailure):
+    """The attempt is no longer the current one, or no longer wanted."""
+
+    error_type = ErrorType.ATTEMPT_SUPERSEDED
+
+
+class SessionRefused(ActivityFailure):
+    """The workspace agent refused the session; asking again would not help."""
+
+    error_type = ErrorType.SESSION_REFUSED
+
+
+class ResultNotSaved(ActivityFailure):
+    """What the agent changed could not be kept; the text says where it still is."""
+
+    error_type = ErrorType.RESULT_NOT_SAVED
+
+
+class WorkspaceUnreachable(ActivityFailure):
+    """The workspace agent does not answer, or answers that something is wrong with it."""
+
+    error_type = ErrorType.WORKSPACE_UNREACHABLE
+    retryable = True
+
+
+class NotRemoved(ActivityFailure):
+    """Something of the compute is still there; trying again may remove it."""
+
+    error_type = ErrorType.WORKSPACE_UNREACHABLE
+    retryable = True
+
+
+@contextmanager
+def as_application_errors() -> Generator[None]:
+    """Turn what the body raises into the ``ApplicationError`` that the workflow understands."""
+    try:
+        yield
+    except ActivityFailure as e:
+        raise ApplicationError(str(e), *e.details(), type=e.error_type.value, non_retryable=not e.retryable) from e
+    except AttemptSuperseded as e:
+        raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e

@@ -1,0 +1,179 @@
+"""Files of a workspace on this host: locks, small JSON files, log tails, and taking a folder down whatever is in it."""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import threading
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from messages.callbacks import LOG_TAIL_BYTES, log_tail
+
+T = TypeVar("T")
+
+
+async def until_done(work: "asyncio.Future[T] | asyncio.Task[T]") -> T:
+    """Wait for ``work`` to its end even if the caller is cancelled meanwhile; the cancellation follows then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as e:
+            cancelled = e
+    if cancelled is not None:
+        with contextlib.suppress(BaseException):
+            work.result()
+        raise cancelled
+    return work.result()
+
+
+async def _in_thread_of_its_own(function: Callable[[], T], undo: Callable[[T], None]) -> T:
+    """Run what may block for long without taking a thread from the pool; ``undo`` the result if nobody waits for it."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def hand_over(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            if error is None:
+                undo(result)  # pyright: ignore[reportArgumentType]
+        elif error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # pyright: ignore[reportArgumentType]
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function()
+        except BaseException as e:  # handed to the waiting coroutine
+            error = e
+        try:
+            loop.call_soon_threadsafe(hand_over, result, error)
+        except RuntimeError:  # the loop is closed, so nobody waits
+            if error is None:
+                undo(result)  # pyright: ignore[reportArgumentType]
+
+    threading.Thread(target=work, name="lock", daemon=True).start()
+    return await future
+
+
+def _lock(path: Path, create: bool, wait: bool) -> int | None:
+    while True:
+        try:
+            if create:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | (os.O_CREAT if create else 0), 0o600)
+        except FileNotFoundError:
+            if not create:
+                return None
+            continue  # the folder went between the two calls
+        except FileExistsError:
+            if path.parent.exists() and not path.parent.is_dir():
+                raise
+            continue  # it went while mkdir looked
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, fd):
+                return fd
+            # Whoever held it before removed it: look again.
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Tell whether the open file is the one that others find under its path."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def _unlock(path: Path, fd: int | None) -> None:
+    if fd is None:
+        return
+    with contextlib.suppress(OSError):
+        if _is_at(path, fd) and list(path.parent.iterdir()) == [path]:  # nothing came of it
+            path.unlink()
+            path.parent.rmdir()
+    os.close(fd)
+
+
+@asynccontextmanager
+async def exclusive(path: Path, *, create: bool) -> AsyncGenerator[int | None]:
+    """Hold ``path`` locked against every other process and task; yields the lock's descriptor.
+
+    The lock lives in the folder that it guards and may go with it; one that holds nothing else goes with the lock.
+    Without ``create``, a folder or file that is not there yields None. A program that inherits the descriptor keeps the
+    lock until it ends too, so that what a killed worker leaves running is never met by its successor.
+    """
+    trying = asyncio.ensure_future(asyncio.to_thread(_lock, path, create, wait=False))
+    try:
+        fd = await until_done(trying)
+    except BlockingIOError:
+        fd = await _in_thread_of_its_own(lambda: _lock(path, create, wait=True), lambda fd: _unlock(path, fd))
+    except asyncio.CancelledError:
+        if trying.exception() is None:
+            _unlock(path, trying.result())
+        raise
+    try:
+        yield fd
+    finally:
+        _unlock(path, fd)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace ``path`` at once by a file that only its owner can read."""
+    partial = path.with_name(f".{path.name}.new")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    partial.replace(path)
+
+
+def read_log_tail(path: Path) -> str:
+    """Return the last 8 KiB of a log; empty where there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            return log_tail(file.read().decode("utf-8", "replace"))
+    except OSError:
+        return ""
+
+
+def open_up(folder: Path) -> None:
+    """Make every folder below ``folder`` readable and writable for its owner, never following a symbolic link."""
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            mode = current.stat(follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(mode):
+                continue
+            if mode & 0o700 != 0o700:
+                current.chmod(mode | 0o700)
+            with os.scandir(current) as entries:
+                pending.extend(Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+        except OSError:
+            continue  # what cannot be opened is reported by whoever needs it
+
+
+def remove_tree(path: Path) -> None:
+    """Remove ``path`` and all below it: read-only folders too, symbolic links as such; nothing there is fine."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+        return
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        if path.exists():  # something below went by itself
+            remove_tree(path)
+    except PermissionError:
+        open_up(path)
+        shutil.rmtree(path)

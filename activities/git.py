@@ -1,0 +1,222 @@
+"""Git, run so that nothing of the user's is touched by accident: no hooks, no signing, no prompts, no stray GIT_*."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from activities.errors import BackendUnusable, InvalidTask
+from activities.files import until_done
+from messages.names import result_branch
+
+_SAFE_CONFIG = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "core.quotePath=false",
+    "core.safecrlf=false",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "commit.gpgSign=false",
+    "advice.detachedHead=false",
+)
+_IDENTITY = {
+    f"GIT_{role}_{part}": value
+    for role in ("AUTHOR", "COMMITTER")
+    for part, value in (("NAME", "taskrunner"), ("EMAIL", "taskrunner@localhost"))
+}
+_ERROR_CHARS = 1000
+_ERROR_BYTES = 16 * 1024
+_STOP_SECONDS = 5.0
+
+
+class GitError(Exception):
+    """A git command failed; the text is the command's name and what git said."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a program ended. ``stdout`` is cut off at the limit that was given; then ``cut`` is set."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+    cut: bool = False
+
+
+async def _read_until(
+    stream: asyncio.StreamReader, limit: int | None, exceeded: Callable[[], None]
+) -> tuple[bytes, bool]:
+    pieces: list[bytes] = []
+    size = 0
+    while piece := await stream.read(1 << 16):
+        size += len(piece)
+        if limit is None or size <= limit:
+            pieces.append(piece)
+        else:
+            exceeded()
+    return b"".join(pieces), limit is not None and size > limit
+
+
+async def _read_end(stream: asyncio.StreamReader) -> bytes:
+    end = b""
+    while piece := await stream.read(1 << 16):
+        end = (end + piece)[-_ERROR_BYTES:]
+    return end
+
+
+async def _write(stream: asyncio.StreamWriter, data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may end without reading to the end
+        stream.write(data)
+        await stream.drain()
+    stream.close()
+
+
+async def run_program(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: bytes = b"",
+    keep_open: Sequence[int] = (),
+    limit: int | None = None,
+) -> Finished:
+    """Run a program to its end. ``keep_open`` are descriptors it inherits; ``limit`` bounds its output, in bytes.
+
+    When the limit is exceeded, the program and all that it started are killed; when the caller is cancelled, they are
+    asked to stop first.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        cwd=cwd,
+        env=env,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        pass_fds=keep_open,
+    )
+    assert process.stdin
+    assert process.stdout
+    assert process.stderr
+    stdout_pipe, stderr_pipe = process.stdout, process.stderr
+
+    def kill(number: signal.Signals = signal.SIGKILL) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+
+    async def end() -> None:
+        kill(signal.SIGTERM)  # git removes its lock files then; the pipes close when the last of its children is gone
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await asyncio.gather(_read_end(stdout_pipe), _read_end(stderr_pipe), process.wait())
+        kill()
+        await process.wait()
+
+    try:
+        (stdout, cut), stderr, _ = await asyncio.gather(
+            _read_until(stdout_pipe, limit, kill), _read_end(stderr_pipe), _write(process.stdin, stdin)
+        )
+        return Finished(await process.wait(), stdout, stderr, cut)
+    finally:
+        if process.returncode is None:
+            await until_done(asyncio.ensure_future(end()))
+
+
+@dataclass(frozen=True)
+class Git:
+    """Git in one folder. ``env`` is a cleaned environment; ``keep_open`` are descriptors that each command inherits."""
+
+    cwd: Path
+    env: Mapping[str, str]
+    keep_open: tuple[int, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def at(self, cwd: Path | None = None, **variables: str | Path) -> "Git":
+        """Return the same git in another folder, with further ``GIT_*`` variables set."""
+        added = {name: str(value) for name, value in variables.items()}
+        return replace(self, cwd=cwd or self.cwd, variables={**self.variables, **added})
+
+    async def finish(self, *args: str, stdin: bytes = b"", limit: int | None = None) -> Finished:
+        """Run one command and return how it ended, success or not."""
+        config = [part for setting in _SAFE_CONFIG for part in ("-c", setting)]
+        env = {
+            **self.env,
+            **_IDENTITY,
+            "GIT_TERMINAL_PROMPT": "0",
+            "GIT_OPTIONAL_LOCKS": "0",
+            "LC_ALL": "C",
+            **self.variables,
+        }
+        try:
+            return await run_program(
+                ["git", *config, *args], cwd=self.cwd, env=env, stdin=stdin, keep_open=self.keep_open, limit=limit
+            )
+        except FileNotFoundError as e:
+            if self.cwd.is_dir():
+                raise BackendUnusable("git is not installed on this host; install git 2.31 or newer") from e
+            raise GitError(f"git {args[0]}: the folder {self.cwd} is not there") from e
+        except (NotADirectoryError, PermissionError) as e:
+            raise GitError(f"git {args[0]}: cannot use the folder {self.cwd}: {e.strerror}") from e
+
+    async def run(self, *args: str, stdin: bytes = b"") -> str:
+        """Run one command and return its output without the last newline; raise :class:`GitError` if it fails."""
+        finished = await self.finish(*args, stdin=stdin)
+        if finished.returncode != 0:
+            said = finished.stderr.decode("utf-8", "replace").strip() or f"exit code {finished.returncode}"
+            raise GitError(f"git {args[0]}: {said[-_ERROR_CHARS:]}")
+        return finished.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")
+
+    async def ask(self, *args: str) -> str | None:
+        """Run one command and return its output; None where it fails."""
+        try:
+            return await self.run(*args)
+        except GitError:
+            return None
+
+    async def commit_of(self, revision: str) -> str | None:
+        """Return the commit that ``revision`` names; None for nothing, or for something else."""
+        return await self.ask("rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}") or None
+
+    async def is_ancestor(self, older: str, newer: str) -> bool:
+        """Tell whether ``older`` is ``newer`` or one of its ancestors."""
+        return (await self.finish("merge-base", "--is-ancestor", older, newer)).returncode == 0
+
+    async def common_dir(self) -> Path:
+        """Return the folder that all worktrees of the repository share (``.git`` in the plain case)."""
+        found = await self.run("rev-parse", "--git-common-dir")
+        return await asyncio.to_thread((self.cwd / found).resolve)
+
+
+async def check_repository(git: Git, ref: str | None) -> str:
+    """Return the commit that a task starts from; raise :class:`InvalidTask` saying what to do about ``git.cwd``."""
+    path = git.cwd
+    if not path.is_dir():
+        raise InvalidTask(f"{path} is not a folder on this host; give the path of a git repository")
+    try:
+        await git.run("rev-parse", "--git-dir")
+    except GitError as e:
+        text = str(e)
+        if "not a git repository" in text:
+            raise InvalidTask(f"{path} is not a git repository; run: git init {path}") from e
+        raise InvalidTask(f"{path} cannot be used: {text}") from e
+    commit = await git.commit_of(ref or "HEAD")
+    if commit:
+        return commit
+    if ref and await git.commit_of("HEAD"):
+        raise InvalidTask(f"{ref!r} names no commit in {path}; see: git -C {path} branch --all")
+    if ref:
+        raise InvalidTask(f"{ref!r} names no commit in {path}")
+    raise InvalidTask(f"{path} has no commit to start from; make one: git -C {path} commit --allow-empty -m start")
+
+
+async def check_result_branch(git: Git, task_id: str) -> None:
+    """Raise :class:`InvalidTask` where a branch of the user's makes the result's branch impossible."""
+    parent = result_branch(task_id).partition("/")[0]
+    if await git.commit_of(f"refs/heads/{parent}"):
+        raise InvalidTask(
+            f"{git.cwd} has a branch called {parent!r}, so {result_branch(task_id)!r} cannot be made beside it; "
+            f"rename it: git -C {git.cwd} branch -m {parent} {parent}-old"
+        )

@@ -1,0 +1,41 @@
+"""Heartbeats: every activity that has a heartbeat timeout beats by itself, and so hears of its cancellation."""
+
+import asyncio
+import contextlib
+from typing import Any
+
+from temporalio import activity
+from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
+
+BEATS_PER_TIMEOUT = 3
+
+
+class HeartbeatInterceptor(Interceptor):
+    """Beats three times per heartbeat timeout for as long as an activity runs.
+
+    That the worker lives is what a beat says; an activity's own time limit is its ``start_to_close``.
+    """
+
+    def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
+        """Put the beating around the activity."""
+        return _Beating(next)
+
+
+class _Beating(ActivityInboundInterceptor):
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+        timeout = activity.info().heartbeat_timeout
+        if not timeout:
+            return await super().execute_activity(input)
+        beating = asyncio.create_task(_beat(timeout.total_seconds() / BEATS_PER_TIMEOUT))
+        try:
+            return await super().execute_activity(input)
+        finally:
+            beating.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await beating
+
+
+async def _beat(interval_seconds: float) -> None:
+    while True:
+        activity.heartbeat()
+        await asyncio.sleep(interval_seconds)

@@ -1,0 +1,396 @@
+"""The activities of a task, as ``messages.activities`` promises them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import httpx
+from pydantic import ValidationError
+from temporalio import activity
+
+from activities.agent_client import AgentClient
+from activities.backends.contract import Backend, Compute, Inspection, WorkspaceSpec
+from activities.errors import (
+    AttemptNotWanted,
+    BackendUnusable,
+    InvalidTask,
+    ProvisionFailed,
+    WorkspaceUnreachable,
+    as_application_errors,
+)
+from activities.files import until_done
+from messages.activities import (
+    AttemptRequest,
+    FinishRequest,
+    LastLook,
+    Preflight,
+    PreflightRequest,
+    Release,
+    ReleaseRequest,
+    SessionRequest,
+    TaskActivities,
+    WorkspaceHandle,
+)
+from messages.callbacks import log_tail
+from messages.keys import Keyring
+from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, host_task_queue, task_workflow_id
+from messages.signals import ProvisioningFailed, SessionFinished
+from messages.statuses import BackendKind, FailureSource, SessionStatus, TaskStep, Verdict, WorkspaceStatus
+from messages.tasks import ProvisionFailure, SavedResult, TaskInput
+from messages.timeouts import resolve_provision_timeout
+from messages.tokens import mint_callback_token
+from store.errors import AttemptSuperseded, RegistryUnavailable
+from store.registry import Registry
+
+LAST_PROBE_SECONDS = 3.0
+VERIFY_SECONDS = 10.0
+SESSION_GRACE_SECONDS = 10.0
+DELIVERY_SECONDS = 10.0
+"""How long the end of a stopped session waits for its output to reach the API."""
+
+_IN_USE = frozenset({WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED, WorkspaceStatus.RESTARTING})
+
+
+@dataclass(frozen=True)
+class ActivitySettings:
+    """This worker's host, and how workspaces reach the API."""
+
+    host_id: str
+    api_url: str
+
+
+class TaskActivitiesImpl(TaskActivities):
+    """What a TaskRunner asks of the world, on one host.
+
+    ``environ`` is the worker's environment: ``required_env`` and the provision timeout are read from it when they are
+    needed. ``on_provisioned`` is told of every compute that was brought up, so that its end can be noticed.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        backends: Mapping[BackendKind, Backend],
+        keys: Keyring,
+        client: httpx.AsyncClient,
+        settings: ActivitySettings,
+        environ: Mapping[str, str],
+        on_provisioned: Callable[[BackendKind, Compute], Awaitable[None]] | None = None,
+    ) -> None:
+        self._registry = registry
+        self._backends = backends
+        self._keys = keys
+        self._client = client
+        self._settings = settings
+        self._environ = environ
+        self._on_provisioned = on_provisioned
+
+    @activity.defn
+    async def preflight_task(self, request: PreflightRequest) -> Preflight:
+        """See :meth:`TaskActivities.preflight_task`."""
+        task = request.task
+        with as_application_errors():
+            await self._registry.tasks.begin(task.task_id)
+            self._required_env(task)
+            host_id = self._settings.host_id
+            repository = task.repository
+            if repository and repository.host not in {None, host_id}:
+                raise InvalidTask(
+                    f"the repository is on host {repository.host!r} and this is {host_id!r}; start a worker there"
+                )
+            base_commit = await self._backend(task.template.backend).check(task)
+            timeout = resolve_provision_timeout(task.template, self._environ)
+            preflight = Preflight(
+                host_id=host_id,
+                task_queue=host_task_queue(host_id),
+                provision_timeout_seconds=timeout.seconds,
+                provision_timeout_rule=timeout.rule,
+                base_commit=base_commit,
+            )
+            await self._registry.tasks.record_preflight(task.task_id, preflight)
+            return preflight
+
+    @activity.defn
+    async def provision_workspace(self, request: AttemptRequest) -> WorkspaceHandle:
+        """See :meth:`TaskActivities.provision_workspace`."""
+        task, attempt = request.task, request.attempt
+        with as_application_errors():
+            backend = self._backend(task.template.backend)
+            compute = _compute(task, attempt)
+            workflow_id = task_workflow_id(task.task_id)
+            try:
+                created_at = await self._registry.workspaces.begin_attempt(
+                    task, attempt, host_id=self._settings.host_id, workflow_id=workflow_id
+                )
+            except AttemptSuperseded:
+                await self._destroy_unless_in_use(backend, compute)
+                raise
+            spec = WorkspaceSpec(
+                compute=compute,
+                template=task.template,
+                task=task,
+                base_commit=request.preflight.base_commit,
+                task_queue=request.preflight.task_queue,
+                api_url=self._settings.api_url,
+                callback_token=mint_callback_token(
+                    self._keys,
+                    workspace_id=task.workspace_id,
+                    attempt=attempt,
+                    workflow_id=workflow_id,
+                    issued_at=created_at,
+                ),
+                agent_token_sha256=self._keys.agent_token_sha256(task.workspace_id, attempt),
+            )
+            try:
+                handle = await backend.provision(spec)
+                if not await self._registry.workspaces.is_wanted(task.workspace_id, attempt):
+                    await self._destroy_unless_in_use(backend, compute)
+                    raise AttemptNotWanted(f"attempt {attempt} of workspace {task.workspace_id} is no longer wanted")
+                await self._registry.workspaces.record_provisioned(handle)
+                if self._on_provisioned:
+                    await self._on_provisioned(backend.kind, compute)
+                return handle
+            except ProvisionFailed as e:
+                e.failure = _failure(request, e.source, str(e), e.detail)
+                raise
+            except asyncio.CancelledError:
+                # Cut off (heartbeats lost, worker stopping), a successor adopts what is there. Cancelled, nobody would.
+                if (details := activity.cancellation_details()) and details.cancel_requested:
+                    await until_done(asyncio.ensure_future(backend.destroy(compute)))
+                raise
+
+    @activity.defn
+    async def look_once_more(self, handle: WorkspaceHandle) -> LastLook:
+        """See :meth:`TaskActivities.look_once_more`."""
+        with as_application_errors():
+            away: RegistryUnavailable | None = None
+            try:
+                if (stored := await self._stored_verdict(handle)) is not None:
+                    return stored
+            except RegistryUnavailable as e:
+                away = e
+            look = await self._probe(handle)
+            if away and not look.ready:
+                raise away  # a callback may be stored; only the registry can tell
+            return look
+
+    @activity.defn
+    async def create_session(self, request: SessionRequest) -> None:
+        """See :meth:`TaskActivities.create_session`."""
+        task, handle = request.task, request.handle
+        with as_application_errors():
+            workspaces = self._registry.workspaces
+            if not await workspaces.record_verdict(handle.workspace_id, handle.attempt, Verdict.READY):
+                state = await workspaces.callback_state(handle.workspace_id)
+                if state is None or (state.attempt, state.verdict) != (handle.attempt, Verdict.READY):
+                    raise AttemptNotWanted(
+                        f"attempt {handle.attempt} of workspace {handle.workspace_id} has another verdict than ready"
+                    )
+            await self._registry.tasks.advance(task.task_id, TaskStep.VERIFYING)
+            env = self._required_env(task)
+            agent, compute = self._agent(handle), _compute_of(handle)
+            backend = self._backend(handle.backend)
+
+            async def alive() -> bool:
+                return (await backend.inspect(compute)).alive
+
+            try:
+                await agent.wait_until_ready(VERIFY_SECONDS, worth_waiting=alive)
+                await self._registry.sessions.record_starting(
+                    request.session_id,
+                    task_id=task.task_id,
+                    workspace_id=handle.workspace_id,
+                    attempt=handle.attempt,
+                    turn=request.turn,
+                )
+                await agent.create_session(request.session_id, task.template.agent.argv(task.prompt), env)
+            except WorkspaceUnreachable as e:
+                found = await backend.inspect(compute)
+                if found.alive:
+                    raise
+                raise _gone(task, handle, found) from e
+            await self._registry.sessions.record_running(request.session_id)
+
+    @activity.defn
+    async def stop_session(self, request: SessionRequest) -> SessionFinished:
+        """See :meth:`TaskActivities.stop_session`."""
+        handle = request.handle
+        with as_application_errors():
+            agent = self._agent(handle)
+            try:
+                session = await agent.cancel_session(request.session_id, grace_seconds=SESSION_GRACE_SECONDS)
+                if session and not session.delivered:
+                    session = await agent.session(request.session_id, wait_seconds=DELIVERY_SECONDS) or session
+            except WorkspaceUnreachable:
+                found = await self._backend(handle.backend).inspect(_compute_of(handle))
+                if found.alive:
+                    raise
+                return _ended(request, SessionStatus.INTERRUPTED, f"The workspace ended by itself: {found.ending}.")
+            if session is None:
+                return _ended(request, SessionStatus.CANCELLED, "The session was never started.")
+            if not session.status.is_final:
+                raise WorkspaceUnreachable(f"session {request.session_id} does not end")
+            return session.finished(handle.workspace_id, handle.attempt)
+
+    @activity.defn
+    async def release_workspace(self, request: ReleaseRequest) -> Release:
+        """See :meth:`TaskActivities.release_workspace`."""
+        task, outcome = request.task, request.outcome
+        with as_application_errors():
+            workspaces = self._registry.workspaces
+            if outcome.verdict and outcome.verdict is not Verdict.READY:
+                await workspaces.record_verdict(task.workspace_id, request.attempt, outcome.verdict, outcome.failure)
+            if outcome.session:
+                await self._registry.sessions.finish(outcome.session)
+            elif request.session_id:
+                error = outcome.error or "The workspace was released before the session's end was known."
+                await self._registry.sessions.finish(
+                    SessionFinished(
+                        workspace_id=task.workspace_id,
+                        attempt=request.attempt,
+                        session_id=request.session_id,
+                        status=SessionStatus.INTERRUPTED,
+                        error=error,
+                    )
+                )
+            await workspaces.begin_release(task.task_id, task.workspace_id)
+            backend = self._backend(task.template.backend)
+            compute = _compute(task, request.attempt)
+            result = await self._save(backend, compute, request)
+            await backend.destroy(compute)
+            await workspaces.record_removed(task.workspace_id)
+            return Release(result=result)
+
+    @activity.defn
+    async def finish_task(self, request: FinishRequest) -> None:
+        """See :meth:`TaskActivities.finish_task`."""
+        task, outcome = request.task, request.outcome
+        with as_application_errors():
+            if outcome.verdict and outcome.verdict is not Verdict.READY:  # where the release could not run
+                await self._registry.workspaces.record_verdict(
+                    task.workspace_id, request.attempt, outcome.verdict, outcome.failure
+                )
+            if outcome.session:
+                await self._registry.sessions.finish(outcome.session)
+            if request.leak_suspected:
+                await self._registry.workspaces.suspect_leak(task.workspace_id, request.leak_suspected)
+            await self._registry.tasks.finish(task.task_id, outcome)
+
+    def _backend(self, kind: BackendKind) -> Backend:
+        if kind not in self._backends:
+            known = ", ".join(sorted(self._backends)) or "none"
+            raise BackendUnusable(f"backend {kind.value!r} is not available on this host; available: {known}")
+        return self._backends[kind]
+
+    def _agent(self, handle: WorkspaceHandle) -> AgentClient:
+        token = self._keys.agent_token(handle.workspace_id, handle.attempt)
+        return AgentClient(self._client, handle.harness_url, token)
+
+    def _required_env(self, task: TaskInput) -> dict[str, str]:
+        names = task.template.required_env
+        if missing := [name for name in names if not self._environ.get(name)]:
+            raise InvalidTask(
+                f"template {task.template.name!r} needs {', '.join(missing)}: "
+                "set in the worker's environment, and not empty; then start the worker again"
+            )
+        return {name: self._environ[name] for name in names}
+
+    async def _destroy_unless_in_use(self, backend: Backend, compute: Compute) -> None:
+        """Remove the compute of an attempt that nobody wants.
+
+        A late repeat of an activity that has long succeeded finds its attempt in use: that one is left alone.
+        """
+        state = await self._registry.workspaces.callback_state(compute.workspace_id)
+        if state is None or state.attempt != compute.attempt or state.status not in _IN_USE:
+            await until_done(asyncio.ensure_future(backend.destroy(compute)))
+
+    async def _stored_verdict(self, handle: WorkspaceHandle) -> LastLook | None:
+        for kept in await self._registry.callbacks.find(handle.workspace_id, handle.attempt):
+            if kept.signal == WORKSPACE_READY:
+                return LastLook(ready=True)
+            if kept.signal == PROVISIONING_FAILED:
+                try:
+                    return LastLook(failed=ProvisioningFailed.model_validate(kept.payload))
+                except ValidationError:
+                    continue
+        return None
+
+    async def _probe(self, handle: WorkspaceHandle) -> LastLook:
+        try:
+            health = await self._agent(handle).health(timeout_seconds=LAST_PROBE_SECONDS)
+        except WorkspaceUnreachable as e:
+            found = await self._backend(handle.backend).inspect(_compute_of(handle))
+            if found.alive:
+                return LastLook(error=str(e))
+            error, tail = f"the workspace ended by itself: {found.ending}", found.log_tail
+        else:
+            if health.status == "ok":
+                return LastLook(ready=True)
+            if health.status == "booting":
+                return LastLook(error=f"still booting: {health.step or 'no step named'}")
+            found = await self._backend(handle.backend).inspect(_compute_of(handle))
+            error, tail = health.error or "the workspace agent says that it failed", found.log_tail
+        return LastLook(
+            failed=ProvisioningFailed(
+                workspace_id=handle.workspace_id, attempt=handle.attempt, error=error, log_tail=tail
+            ),
+            error=error,
+        )
+
+    async def _save(self, backend: Backend, compute: Compute, request: ReleaseRequest) -> SavedResult | None:
+        task_id = request.task.task_id
+        kept = await backend.save_result(compute, request.preflight.base_commit)
+        if kept is not None:
+            await self._registry.results.save(task_id, kept.result, patch=kept.patch, bundle=kept.bundle)
+            return kept.result
+        # Nothing is there or nothing changed, unless an earlier try saved it and was cut off after the destroy.
+        view = await self._registry.tasks.get(task_id)
+        return view.result if view else None
+
+
+def _compute(task: TaskInput, attempt: int) -> Compute:
+    try:
+        return Compute(workspace_id=task.workspace_id, attempt=attempt, task_id=task.task_id)
+    except ValueError as e:
+        raise InvalidTask(str(e)) from e
+
+
+def _compute_of(handle: WorkspaceHandle) -> Compute:
+    return Compute(workspace_id=handle.workspace_id, attempt=handle.attempt)
+
+
+def _failure(request: AttemptRequest, source: FailureSource, error: str, detail: str) -> ProvisionFailure:
+    return ProvisionFailure(
+        source=source,
+        backend=request.task.template.backend,
+        workspace_id=request.task.workspace_id,
+        attempt=request.attempt,
+        timeout_secs=request.preflight.provision_timeout_seconds,
+        error=error or "provisioning failed",
+        detail=log_tail(detail),
+    )
+
+
+def _gone(task: TaskInput, handle: WorkspaceHandle, found: Inspection) -> ProvisionFailed:
+    """Return the failure of a workspace that ended before its session began: with its own log, not our refused call."""
+    error = f"The workspace ended by itself before its session began: {found.ending}."
+    gone = ProvisionFailed(error, source=FailureSource.EXIT, detail=found.log_tail)
+    gone.failure = ProvisionFailure(
+        source=FailureSource.EXIT,
+        backend=task.template.backend,
+        workspace_id=handle.workspace_id,
+        attempt=handle.attempt,
+        error=error,
+        detail=found.log_tail,
+    )
+    return gone
+
+
+def _ended(request: SessionRequest, status: SessionStatus, error: str) -> SessionFinished:
+    return SessionFinished(
+        workspace_id=request.handle.workspace_id,
+        attempt=request.handle.attempt,
+        session_id=request.session_id,
+        status=status,
+        error=error,
+    )
