@@ -9,8 +9,8 @@
     ├── AttemptNotWanted       another attempt counts, or none any more     never retried
     ├── SessionRefused         the workspace agent said 4xx                 never retried
     ├── ResultNotSaved         the change could not be kept                 never retried
-    ├── WorkspaceUnreachable   the workspace agent does not answer          retried
-    └── NotRemoved             compute could not be taken down (yet)        retried
+    ├── WorkspaceUnreachable   the workspace agent does not answer          retried, MAX_TRIES in all
+    └── NotRemoved             compute could not be taken down (yet)        retried, MAX_TRIES in all
 
 Everything else that an activity raises (the registry away, an ``OSError``) is retried as it is.
 """
@@ -19,6 +19,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import ClassVar
 
+from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from messages.errors import ErrorType
@@ -31,7 +32,7 @@ class ActivityFailure(Exception):
     """The base: ``error_type`` is what the workflow sees, ``retryable`` whether Temporal tries again."""
 
     error_type: ClassVar[ErrorType]
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def details(self) -> tuple[object, ...]:
         """Return the details of the ApplicationError."""
@@ -102,12 +103,17 @@ class NotRemoved(ActivityFailure):
     retryable = True
 
 
+MAX_TRIES = 5
+"""How often an activity runs before what is retried counts as hopeless. Outages of our own parts are no such thing."""
+
+
 @contextmanager
 def as_application_errors() -> Generator[None]:
     """Turn what the body raises into the ``ApplicationError`` that the workflow understands."""
     try:
         yield
     except ActivityFailure as e:
-        raise ApplicationError(str(e), *e.details(), type=e.error_type.value, non_retryable=not e.retryable) from e
+        again = e.retryable and activity.info().attempt < MAX_TRIES
+        raise ApplicationError(str(e), *e.details(), type=e.error_type.value, non_retryable=not again) from e
     except AttemptSuperseded as e:
         raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e

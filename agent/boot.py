@@ -222,7 +222,8 @@ class Boot:
         def save() -> None:
             self._save(**outcome)
 
-        if self._verdicts is None or self._is_reported:
+        unheard = callback == "ready" and not self._config.announces_ready
+        if self._verdicts is None or self._is_reported or unheard:
             save()
         else:
             self._verdicts.put(callback, body, kept=save)

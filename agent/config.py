@@ -31,7 +31,10 @@ class Checkout(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The configuration. ``workspace`` is the checkout, ``state`` the folder for all that must survive a restart."""
+    """The configuration. ``workspace`` is the checkout, ``state`` the folder for all that must survive a restart.
+
+    ``announces_ready`` is off where nobody waits for the ready callback. A failure is reported in any case.
+    """
 
     workspace_id: str
     attempt: int
@@ -46,6 +49,7 @@ class Config(NamedTuple):
     env: dict[str, str]
     heartbeat_interval_seconds: float
     listen: tuple[str, int] | None
+    announces_ready: bool = True
 
 
 def read_config(path: Path, *, serving: bool) -> Config:
@@ -76,6 +80,7 @@ def read_config(path: Path, *, serving: bool) -> Config:
         env=_env(fields.get("env") or {}),
         heartbeat_interval_seconds=_interval(fields.get("heartbeat_interval_seconds", 15)),
         listen=_listen(fields.get("listen")),
+        announces_ready=fields.get("announces_ready") is not False,
     )
 
 

@@ -29,7 +29,7 @@ from activities.processes import ProcessId
 from messages.activities import WorkspaceHandle
 from messages.base import Message
 from messages.names import COMPUTE_MARKER
-from messages.statuses import BackendKind, FailureSource
+from messages.statuses import BackendKind, FailureSource, Readiness
 from messages.tasks import SavedResult
 
 _log = logging.getLogger(__name__)
@@ -276,6 +276,8 @@ class HostBackend(Backend):
             "env": dict(spec.template.env),
             "heartbeat_interval_seconds": spec.template.heartbeat_interval.total_seconds(),
             "listen": {"host": "127.0.0.1", "port": port},
+            # Nobody waits for an immediate workspace: its ready callback would only lengthen the task's history.
+            "announces_ready": spec.template.effective_readiness is not Readiness.IMMEDIATE,
         }
 
     def _agent_argv(self, command: str, folder: Path) -> list[str]:

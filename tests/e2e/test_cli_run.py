@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli, private_cli
+from workers.children import wait_for_exit
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -181,6 +182,22 @@ def test_the_last_run_on_a_stack_that_ends_with_it_cancels_its_task(cli: Cli, tm
     assert finished.code == 130, finished
     assert "cancelled in " in finished.err
     assert cli.processes() == {}
+
+
+def test_a_stack_whose_run_was_killed_ends_by_itself(cli: Cli) -> None:
+    """S50: kill -9 of the run lets go of its lock; the workspace stays for the next stack, which ends the task."""
+    running = cli.start("run", "--id", "orphan", "echo begun; sleep 3; echo ended")
+    running.wait_for("begun", stream="out")
+    stack = json.loads((cli.home / "stack.json").read_text())["pid"]
+    pidfd = os.pidfd_open(stack)
+    running.signal(signal.SIGKILL)
+    running.end()
+    assert wait_for_exit(pidfd, 60)
+    os.close(pidfd)
+    assert not [command for command in cli.processes().values() if "start-dev" in command or "bin/postgres" in command]
+    with cli.dev():
+        assert cli.run("logs", "-f", "orphan").out == "begun\nended\n"
+        assert cli.json("show", "orphan")["status"] == "completed"
 
 
 def test_a_run_survives_the_kill_of_the_stack_that_it_started(cli: Cli, tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def test_health_is_503_with_the_step_while_setup_runs_and_200_after(make: Make, 
     assert {c.workspace_id for c in api.received} == {agent.workspace_id}
 
 
+def test_an_agent_that_nobody_waits_for_announces_no_ready_but_every_failure(make: Make, api: CallbackApi) -> None:
+    """S13: a callback that nobody waits for would only lengthen the task's history."""
+    agent = make(announces_ready=False).start()
+    assert agent.session("s-1", "true").status == 201
+    api.wait_for(lambda: api.count("sessions/s-1/finished"))
+    assert api.count("ready") == 0
+    make(announces_ready=False, setup=["exit 1"]).start()
+    api.wait_for(lambda: api.count("provisioning-failed"))
+
+
 def test_every_callback_is_one_that_the_api_reads(make: Make, api: CallbackApi) -> None:
     """S36: validated by the very models of the API."""
     good, bad = make(setup=["true"]), make(setup=["printf 'no\\000 \\377key'; exit 1"])

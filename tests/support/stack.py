@@ -79,6 +79,10 @@ class Process:
         return self._process.pid
 
     @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    @property
     def log(self) -> str:
         return "\n".join(self._lines)
 
@@ -159,7 +163,7 @@ class Stack:
         try:
             await process.said("is ready; workspaces report to")
             yield process
-            if stops is None:
+            if stops is None and process.is_alive:
                 await process.stop()
         finally:
             await process.kill()
@@ -235,6 +239,16 @@ class Stack:
             EventType.Name(event.event_type).removeprefix("EVENT_TYPE_")
             async for event in self.workflow(task).fetch_history_events()
         ]
+
+    async def activity_attempt(self, task: str, activity: str, attempt: int, *, timeout: float = 30) -> None:
+        """Return when Temporal has begun that attempt of a pending activity (it announces that to nobody: it is asked)."""
+        async with asyncio.timeout(timeout):
+            while True:
+                description = (await self.workflow(task).describe()).raw_description
+                for pending in description.pending_activities:
+                    if pending.activity_type.name == activity and pending.attempt >= attempt:
+                        return
+                await asyncio.sleep(0.2)
 
     async def token(self, view: TaskView) -> str:
         """Return the callback token of the task's attempt."""

@@ -1,0 +1,165 @@
+"""The client side of the task API."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import ValidationError
+
+from cli.discovery import Service
+from cli.errors import CliError, Unreachable, UsageError
+from messages.names import is_id
+from messages.tasks import TaskRequest
+from messages.views import EventView, TaskPage, TaskView
+
+_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+_STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
+"""Event streams say something every 15 s, so one that is silent for three times as long is dead."""
+
+
+_View = TypeVar("_View", TaskView, TaskPage)
+
+
+class Disconnected(Unreachable):
+    """The service went away, or cannot answer now; the same request may succeed later."""
+
+
+class ApiClient:
+    """A connection to one service. Errors: ``UsageError`` for what it refuses, ``Disconnected`` where it is away."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.has_answered = False
+        headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
+        is_local = (urlsplit(service.url).hostname or "") in {"127.0.0.1", "localhost", "::1"}
+        self._http = httpx.AsyncClient(
+            base_url=service.url, headers=headers, timeout=_TIMEOUT, trust_env=not is_local, follow_redirects=False
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._http.aclose()
+
+    async def submit(self, request: TaskRequest) -> TaskView:
+        """Submit a task, or find it again where the same request was submitted before."""
+        body = request.model_dump_json(exclude_none=True)
+        headers = {"Content-Type": "application/json"}
+        return _read(TaskView, await self._call("POST", "/api/tasks", content=body, headers=headers))
+
+    async def task(self, task_id: str) -> TaskView:
+        """Return one task."""
+        return _read(TaskView, await self._call("GET", f"/api/tasks/{_checked(task_id)}"))
+
+    async def tasks(self, **filters: str | int | None) -> TaskPage:
+        """Return a page of tasks, newest first."""
+        params = {name: value for name, value in filters.items() if value is not None}
+        return _read(TaskPage, await self._call("GET", "/api/tasks", params=params))
+
+    async def cancel(self, task_id: str) -> None:
+        """Ask for a task's cancellation; returns when it is asked for."""
+        await self._call("POST", f"/api/tasks/{_checked(task_id)}/cancel")
+
+    async def diff(self, task_id: str) -> bytes:
+        """Return the change that a task's agent made, as a patch."""
+        return (await self._call("GET", f"/api/tasks/{_checked(task_id)}/diff")).content
+
+    async def templates(self) -> dict[str, Any]:
+        """Return the templates that the service knows, and why others cannot be used."""
+        return (await self._call("GET", "/api/templates")).json()
+
+    async def template(self, name: str) -> dict[str, Any]:
+        """Return one template, with its effective values."""
+        return (await self._call("GET", f"/api/templates/{_checked(name)}")).json()
+
+    async def output(self, task_id: str, *, offset: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
+        """Yield the output of a task's agent from ``offset`` (bytes) on; with ``follow`` until the task has ended."""
+        params = {"offset": offset, "follow": "true" if follow else "false"}
+        async with self._stream(f"/api/tasks/{_checked(task_id)}/logs", params=params) as answer:
+            async for piece in answer.aiter_raw():
+                yield piece
+
+    async def events(self, task_id: str, *, after: int = 0, follow: bool = True) -> AsyncIterator[EventView]:
+        """Yield what happened to a task since the event ``after``; with ``follow``, what happens until it has ended."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
+        params = {"follow": "true" if follow else "false"}
+        async with self._stream(f"/api/tasks/{_checked(task_id)}/events", headers=headers, params=params) as answer:
+            data: list[str] = []
+            async for line in answer.aiter_lines():
+                if line.startswith("data:"):
+                    data.append(line[5:].removeprefix(" "))
+                elif not line and data:
+                    yield EventView.model_validate_json("\n".join(data))
+                    data = []
+
+    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        try:
+            answer = await self._http.request(method, path, **options)
+        except httpx.HTTPError as e:
+            raise self._away(e) from e
+        self._raise_for(answer)
+        return answer
+
+    @asynccontextmanager
+    async def _stream(self, path: str, **options: Any) -> AsyncGenerator[httpx.Response]:
+        # Following may be silent for long on purpose, so only the connection's own keep-alive comments bound it.
+        timeout = _STREAM_TIMEOUT if path.endswith("/events") else httpx.Timeout(None, connect=5.0)
+        try:
+            async with self._http.stream("GET", path, timeout=timeout, **options) as answer:
+                if answer.status_code >= 400:
+                    await answer.aread()
+                self._raise_for(answer)
+                yield answer
+        except httpx.HTTPError as e:
+            raise self._away(e) from e
+
+    def _away(self, error: httpx.HTTPError) -> Disconnected:
+        reason = str(error) or type(error).__name__
+        return Disconnected(
+            f"no service answers at {self.service.url} ({reason}); "
+            "start one with: taskrunner dev, or correct TASKRUNNER_API_URL"
+        )
+
+    def _raise_for(self, answer: httpx.Response) -> None:
+        self.has_answered = True
+        code = answer.status_code
+        if code < 400:
+            return
+        text = _problem_text(answer)
+        if code == 401:
+            raise Unreachable(f"{self.service.url} does not accept our token ({text}); set TASKRUNNER_API_TOKEN")
+        if code >= 500 or code in {408, 425, 429}:
+            raise Disconnected(f"{self.service.url} cannot answer now: {text}; try again later")
+        raise UsageError(text)
+
+
+def _problem_text(answer: httpx.Response) -> str:
+    """Return the text of an ``application/problem+json`` answer (RFC 9457), or what stands for one."""
+    try:
+        problem = answer.json()
+        text = problem.get("detail") or problem.get("title")
+    except (ValueError, AttributeError):
+        text = None
+    return str(text) if text else f"HTTP {answer.status_code} {answer.reason_phrase}"
+
+
+def _read(model: type[_View], answer: httpx.Response) -> _View:
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError as e:
+        where = str(answer.request.url)
+        raise CliError(f"{where} answered something else than a {model.__name__}; is it taskrunner's API?") from e
+
+
+def _checked(name: str) -> str:
+    """Refuse what cannot be an id before it becomes part of a path."""
+    if not is_id(name):
+        raise UsageError(f"{name!r} is not an id: at most 40 small letters, digits and hyphens, not a hyphen first")
+    return name

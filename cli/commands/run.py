@@ -1,0 +1,40 @@
+"""``taskrunner run``, and the options that describe a task."""
+
+from collections.abc import Callable
+
+import click
+
+_OPTIONS = (
+    click.argument("prompt"),
+    click.option("--backend", metavar="BACKEND", help="Where the workspace lives: local or worktree."),
+    click.option("--template", metavar="NAME", help="The template to run from (see: taskrunner templates list)."),
+    click.option("--repo", metavar="PATH", help="A git repository; by default the one you are in."),
+    click.option("--ref", metavar="REF", help="The commit, branch or tag to start from; by default HEAD."),
+    click.option("--agent", metavar="NAME", help="The agent in place of the template's, for example shell."),
+    click.option("--timeout", metavar="DURATION", help="How long the session may take, for example 90s or 2h."),
+    click.option("--id", "task_id", metavar="ID", help="The task's id; the same id and request is the same task."),
+    click.option("--json", "as_json", is_flag=True, help="Print the task as JSON on stdout."),
+)
+
+
+def task_options(command: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the argument and options that describe a task."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@task_options
+def run(as_json: bool, **options: str | None) -> int:
+    """Submit a task, follow it, and exit as it ends.
+
+    Steps go to stderr, the agent's output to stdout. PROMPT is what the agent is told ("-" reads it from stdin). In a
+    git repository the task works on a worktree of its HEAD and leaves its change on a branch; your checkout stays as it
+    is. Where no service answers, the embedded stack runs for as long as it is needed, and Ctrl-C cancels the task.
+    """
+    from cli import running
+    from messages.settings import read_settings
+
+    settings = read_settings()
+    return running.run(settings, running.build_request(settings, **options), as_json=as_json)

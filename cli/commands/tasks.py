@@ -1,0 +1,92 @@
+"""The commands that ask the task API about tasks."""
+
+import click
+
+from cli.commands.run import task_options
+from messages.statuses import TaskStatus, TaskStep
+
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+follow_option = click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
+id_argument = click.argument("task_id", metavar="ID")
+
+
+@click.command()
+@task_options
+def submit(as_json: bool, **options: str | None) -> int:
+    """Submit a task and print its id. PROMPT "-" reads it from stdin."""
+    from cli import asking
+
+    asking.submit(as_json, **options)
+    return 0
+
+
+@click.command("list")
+@click.option("--status", type=click.Choice([s.value for s in TaskStatus]), help="Only tasks of this status.")
+@click.option("--step", type=click.Choice([s.value for s in TaskStep]), help="Only tasks that are at this step.")
+@click.option("--backend", type=click.Choice(["local", "worktree"]), help="Only tasks on this backend.")
+@click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="At most so many.")
+@click.option("--cursor", metavar="CURSOR", help="Go on where an earlier list ended.")
+@as_json_option
+def list_tasks(as_json: bool, **filters: str | int | None) -> int:
+    """List tasks, newest first."""
+    from cli import asking
+
+    asking.list_tasks(as_json, **filters)
+    return 0
+
+
+@click.command()
+@id_argument
+@as_json_option
+def show(task_id: str, as_json: bool) -> int:
+    """Show one task, whole."""
+    from cli import asking
+
+    asking.show(task_id, as_json)
+    return 0
+
+
+@click.command()
+@id_argument
+@follow_option
+@as_json_option
+def logs(task_id: str, follow: bool, as_json: bool) -> int:
+    """Print the output of a task's agent, byte by byte (with --json: one object a piece)."""
+    from cli import asking
+
+    asking.logs(task_id, follow, as_json)
+    return 0
+
+
+@click.command()
+@id_argument
+@follow_option
+@as_json_option
+def events(task_id: str, follow: bool, as_json: bool) -> int:
+    """Print what happened to a task, one line an event."""
+    from cli import asking
+
+    asking.events(task_id, follow, as_json)
+    return 0
+
+
+@click.command()
+@id_argument
+@as_json_option
+def diff(task_id: str, as_json: bool) -> int:
+    """Print what a task's agent changed, as a patch for `git apply`."""
+    from cli import asking
+
+    asking.diff(task_id, as_json)
+    return 0
+
+
+@click.command()
+@id_argument
+@as_json_option
+def cancel(task_id: str, as_json: bool) -> int:
+    """Cancel a task. Its change so far is kept and its workspace taken down; this does not wait for it."""
+    from cli import asking
+
+    asking.cancel(task_id, as_json)
+    return 0

@@ -1,0 +1,155 @@
+"""The embedded stack's folder (``TASKRUNNER_HOME``): its files, and the locks by which processes meet there.
+
+``stack.lock``: held exclusively by the one stack of this home while it lives.
+``start.lock``: held exclusively while a stack starts, so that others wait for it instead of starting a second one.
+``users.lock``: held shared by every ``taskrunner run``; a stack that one of them started ends when nobody holds it.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import tempfile
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cli.errors import UsageError
+from workers.children import start_time
+
+
+class StackRecord(BaseModel):
+    """``stack.json``: the stack that runs, or ran last. ``started`` in ticks since boot; ``host_id`` its worker's."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    pid: int
+    started: int
+    while_used: bool
+    api_url: str
+    ui_url: str
+    temporal_address: str
+    database_url: str
+    host_id: str
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the very process that wrote the record still lives."""
+        return start_time(self.pid) == self.started
+
+
+class Home:
+    """A folder that exists, is ours to write, and holds the state of one embedded stack."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the folder where it is missing; raise ``UsageError`` where it cannot be used."""
+        self.path = path
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"TASKRUNNER_HOME: {str(path)!r} is not valid UTF-8; name another folder") from None
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (path / "logs").mkdir(mode=0o700, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except (FileExistsError, NotADirectoryError) as e:
+            raise UsageError(f"TASKRUNNER_HOME: {e.filename} is not a folder; name another one or move it away") from e
+        except OSError as e:
+            raise UsageError(f"TASKRUNNER_HOME: {path} cannot be written ({e.strerror}); name a folder of yours") from e
+
+    @property
+    def log(self) -> Path:
+        """The log of the stack itself."""
+        return self.path / "logs" / "stack.log"
+
+    @property
+    def stack_lock(self) -> Path:
+        """See the module."""
+        return self.path / "stack.lock"
+
+    @property
+    def start_lock(self) -> Path:
+        """See the module."""
+        return self.path / "start.lock"
+
+    @property
+    def users_lock(self) -> Path:
+        """See the module."""
+        return self.path / "users.lock"
+
+    def read_record(self) -> StackRecord | None:
+        """Return the record of the last stack; None where there is none that can be read."""
+        return read_record(self.path)
+
+    def write_record(self, record: StackRecord) -> None:
+        """Replace the record in one step."""
+        _replace(self.path / "stack.json", record.model_dump_json(indent=2) + "\n")
+
+    def make_token(self) -> str:
+        """Return the API token of this home, made where there is no usable one."""
+        if (token := read_token(self.path)) is None:
+            token = f"tr_{secrets.token_urlsafe(32)}"
+            _replace(self.path / "api-token", token + "\n")
+        return token
+
+
+def read_record(home: Path) -> StackRecord | None:
+    """Return the record of the last stack of a home that need not exist."""
+    try:
+        return StackRecord.model_validate(json.loads((home / "stack.json").read_bytes()))
+    except (OSError, ValueError, ValidationError):
+        return None
+
+
+def read_token(home: Path) -> str | None:
+    """Return the API token of a home that need not exist."""
+    try:
+        token = (home / "api-token").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return token if token.isascii() and token.isprintable() and " " not in token and token else None
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+class FileLock:
+    """An advisory lock on a file (``flock``), which the kernel drops when its last holder ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def shared(self) -> None:
+        """Take it with others; waits while somebody holds it exclusively."""
+        fcntl.flock(self.fd, fcntl.LOCK_SH)
+
+    def exclusive(self) -> None:
+        """Take it alone; waits while anybody else holds it."""
+        fcntl.flock(self.fd, fcntl.LOCK_EX)
+
+    def try_exclusive(self) -> bool:
+        """Take it alone if nobody else holds it now. A shared hold of ours is given up in any case."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            fcntl.flock(self.fd, fcntl.LOCK_UN)
+            return False
+        return True
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self.fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,151 @@
+"""The program: its groups of commands, loaded when they are used, and how errors end it.
+
+Only click is imported here: ``taskrunner --help`` answers in a fraction of the time that the parts take to load.
+"""
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+
+import click
+
+from cli.errors import INTERRUPTED, CliError
+
+VERSION = "0.1.0"
+
+_COMMANDS = {
+    "run": ("cli.commands.run:run", "Submit a task, follow it, and exit as it ends."),
+    "submit": ("cli.commands.tasks:submit", "Submit a task and print its id."),
+    "list": ("cli.commands.tasks:list_tasks", "List tasks, newest first."),
+    "show": ("cli.commands.tasks:show", "Show one task, whole."),
+    "logs": ("cli.commands.tasks:logs", "Print the output of a task's agent."),
+    "diff": ("cli.commands.tasks:diff", "Print what a task's agent changed."),
+    "events": ("cli.commands.tasks:events", "Print what happened to a task."),
+    "cancel": ("cli.commands.tasks:cancel", "Cancel a task."),
+    "templates": ("cli.commands.templates:templates", "List and show templates."),
+    "dev": ("cli.commands.services:dev", "Run the whole embedded stack in the foreground."),
+    "worker": ("cli.commands.services:worker", "Run a worker of this host."),
+    "api": ("cli.commands.services:api", "Serve the task API and the callbacks of workspaces."),
+    "migrate": ("cli.commands.services:migrate", "Bring the database to this release."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name and imports one when it is called."""
+
+    def __init__(self, *args: object, commands_by_name: Mapping[str, tuple[str, str]], **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)  # pyright: ignore[reportArgumentType]
+        self._by_name = commands_by_name
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """Name the commands in the order in which a reader meets them."""
+        return list(self._by_name)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import and return one command."""
+        if cmd_name not in self._by_name:
+            return None
+        module, _, attribute = self._by_name[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the list of commands without importing any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self._by_name.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Suggest the nearest name for one that is not there."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as e:
+            import difflib
+
+            near = difflib.get_close_matches(args[0], self._by_name, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "see: taskrunner --help"
+            raise click.UsageError(f"{e.message.rstrip('.')}; {hint}", ctx) from None
+
+
+@click.group(
+    cls=LazyGroup,
+    commands_by_name=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(VERSION, prog_name="taskrunner")
+def cli() -> None:
+    """Give a coding agent a workspace that is known to work, exactly once, and never leak it.
+
+    `taskrunner run PROMPT` is all that it takes: where no service answers, it starts the embedded stack for as long as
+    it needs it.
+
+    Exit codes: 0 completed, 1 failed or cancelled, 2 wrong usage, 3 service not reachable, 130 interrupted.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit code; every failure is one line on stderr."""
+    try:
+        code = cli.main(args=args, prog_name="taskrunner", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except click.exceptions.NoArgsIsHelpError as e:
+        e.show()
+        return 2
+    except click.UsageError as e:
+        return _fail(_usage_line(e), 2)
+    except click.ClickException as e:
+        return _fail(e.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; keep the interpreter from flushing into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as e:
+        if os.environ.get("TASKRUNNER_DEBUG"):
+            raise
+        return _fail(*explain(e))
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """Return what to tell the user of an error, and the exit code: a part's own text, else that it is a defect."""
+    if isinstance(error, CliError):
+        return str(error), error.exit_code
+    for module, name, exit_code in _PART_ERRORS:
+        loaded = sys.modules.get(module)
+        if loaded is not None and isinstance(error, getattr(loaded, name)):
+            return str(error), exit_code
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}", 2
+    return f"internal error: {type(error).__name__}: {error}; TASKRUNNER_DEBUG=1 shows where", 1
+
+
+_PART_ERRORS = (
+    ("messages.settings", "SettingsError", 2),
+    ("messages.keys", "KeysError", 2),
+    ("workers.temporal_server", "PortInUse", 2),
+    ("workers.errors", "StackError", 3),
+    ("store.errors", "RegistryUnavailable", 3),
+    ("store.errors", "RegistryError", 2),
+)
+"""Errors of the parts whose text is meant for the user: module, class, exit code."""
+
+
+def _usage_line(error: click.UsageError) -> str:
+    text = " ".join(error.format_message().split())
+    command = error.ctx.command_path if error.ctx is not None else "taskrunner"
+    return text if "see: " in text or "did you mean" in text.lower() else f"{text.rstrip('.')}; see: {command} --help"
+
+
+def _fail(text: str, code: int) -> int:
+    line = " ".join(text.split())
+    click.echo(f"{click.style('error:', fg='red')} {line}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,274 @@
+"""How things look in a terminal: aligned columns, local times, durations; colours only where a terminal reads them."""
+
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from messages.statuses import EventKind, TaskStatus
+from messages.tasks import SavedResult
+from messages.views import EventView, TaskSummary, TaskView
+
+_COLOURS = {
+    TaskStatus.COMPLETED: "green",
+    TaskStatus.FAILED: "red",
+    TaskStatus.CANCELLED: "yellow",
+    TaskStatus.RUNNING: "cyan",
+}
+
+
+def say(text: str) -> None:
+    """Write a line about what goes on to stderr."""
+    click.echo(text, err=True)
+
+
+def printable(text: str) -> str:
+    """Return ``text`` in one line, control characters (escape sequences too) shown as they are written."""
+    return "".join(c if c.isprintable() else " " if c in "\n\r\t" else repr(c)[1:-1] for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Return ``text`` in one line of at most ``width`` characters."""
+    line = " ".join(printable(text).split())
+    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+
+
+def status_text(status: TaskStatus) -> str:
+    """Return a status in its colour."""
+    return click.style(status.value, fg=_COLOURS.get(status))
+
+
+def clock(at: datetime | None) -> str:
+    """Return a time of day, local, with the date where it is not today's."""
+    if at is None:
+        return "-"
+    local, today = at.astimezone(), datetime.now(UTC).astimezone().date()
+    return local.strftime("%H:%M:%S" if local.date() == today else "%Y-%m-%d %H:%M:%S")
+
+
+def span(duration: timedelta) -> str:
+    """Return a duration: ``0.42s``, ``12.3s``, ``4m07s``, ``2h05m``."""
+    seconds = max(duration.total_seconds(), 0.0)
+    if seconds < 9.995:
+        return f"{seconds:.2f}s"
+    if seconds < 59.95:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m"
+
+
+def lasted(task: TaskSummary) -> str:
+    """Return how long a task took, or takes until now."""
+    return span((task.finished_at or datetime.now(UTC)) - task.created_at)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return columns as wide as their widest cell, the last one as wide as it is."""
+    lines = [head, *rows]
+    widths = [max(len(click.unstyle(line[i])) for line in lines) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            [
+                cell + " " * (width - len(click.unstyle(cell)))
+                for cell, width in zip(line[:-1], widths[:-1], strict=True)
+            ]
+            + [line[-1]]
+        ).rstrip()
+        for line in lines
+    )
+
+
+def fields(pairs: Iterable[tuple[str, str | None]], indent: str = "") -> str:
+    """Return names and values in two columns, leaving out what is not known."""
+    known = [(name, value) for name, value in pairs if value]
+    width = max((len(name) for name, _ in known), default=0)
+    return "\n".join(f"{indent}{name:<{width}}  {value}" for name, value in known)
+
+
+def task_table(tasks: Sequence[TaskSummary]) -> str:
+    """Return a list of tasks."""
+    width = max(terminal_width() - 78, 20)
+    rows = [
+        (
+            task.id,
+            status_text(task.status),
+            task.step.value if task.step and not task.status.is_final else "-",
+            task.backend.value,
+            clock(task.created_at),
+            lasted(task) if task.status is not TaskStatus.QUEUED else "-",
+            shorten(task.error or task.prompt, width),
+        )
+        for task in tasks
+    ]
+    return table(("ID", "STATUS", "STEP", "BACKEND", "CREATED", "TOOK", "PROMPT OR ERROR"), rows)
+
+
+def terminal_width() -> int:
+    """Return how many characters fit into a line; 120 where nobody looks."""
+    import shutil
+
+    return shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 120
+
+
+def change_text(result: SavedResult) -> str:
+    """Return what a saved change consists of."""
+    files = f"{result.files_changed} file{'' if result.files_changed == 1 else 's'}"
+    return f"{files} changed, +{result.insertions} -{result.deletions}"
+
+
+def step_durations(task: TaskView) -> list[tuple[str, timedelta]]:
+    """Return each step that a task reached, with how long it took (the current one: until now)."""
+    ends = [step.at for step in task.steps[1:]] + [task.finished_at or datetime.now(UTC)]
+    return [(step.step.value, end - step.at) for step, end in zip(task.steps, ends, strict=True)]
+
+
+def outcome(task: TaskView) -> str:
+    """Return how a task ended, in the lines that end a ``run``."""
+    session = task.session
+    head = click.style(task.status.value, fg=_COLOURS.get(task.status), bold=True)
+    head += f" in {lasted(task)}"
+    if session is not None and session.exit_code is not None:
+        head += f", exit code {session.exit_code}"
+    result = task.result
+    return "\n".join(
+        part
+        for part in (
+            head,
+            fields(
+                (
+                    (
+                        "error",
+                        printable(task.error) if task.error and task.status is not TaskStatus.COMPLETED else None,
+                    ),
+                    (
+                        "branch",
+                        f"{result.branch} ({change_text(result)}); see: taskrunner diff {task.id}" if result else None,
+                    ),
+                    ("ui", task.ui_url),
+                ),
+                indent="  ",
+            ),
+            _log_tail(task),
+        )
+        if part
+    )
+
+
+def _log_tail(task: TaskView) -> str:
+    """Return the boot log's end that came with a failed provisioning."""
+    detail = task.failure.detail.strip() if task.failure else ""
+    if not detail:
+        return ""
+    return "\n".join(
+        ["  last output of the workspace:", *(f"  | {printable(line)}" for line in detail.splitlines()[-20:])]
+    )
+
+
+def task_page(task: TaskView) -> str:
+    """Return everything that is known of a task; what is not known is left out."""
+    workspace, session, result, failure = task.workspace, task.session, task.result, task.failure
+    timeout = task.provision_timeout_seconds
+    repository = task.repository
+    where = (repository.path or repository.url) if repository else None
+    parts = [
+        fields(
+            (
+                ("task", task.id),
+                (
+                    "status",
+                    status_text(task.status)
+                    + (f" ({task.step.value})" if task.step and not task.status.is_final else ""),
+                ),
+                ("error", printable(task.error) if task.error else None),
+                ("prompt", shorten(task.prompt, 200)),
+                ("template", f"{task.template} (backend {task.backend.value})"),
+                ("repository", f"{where}{f' at {task.ref}' if task.ref else ''}" if where else None),
+                ("created", clock(task.created_at)),
+                ("finished", f"{clock(task.finished_at)} (took {lasted(task)})" if task.finished_at else None),
+                ("may provision", f"{timeout} s ({task.provision_timeout_rule})" if timeout is not None else None),
+                ("workflow", task.workflow_id),
+                ("ui", task.ui_url),
+            )
+        )
+    ]
+    if task.steps:
+        steps = [
+            (clock(step.at), step.step.value, span(took))
+            for step, (_, took) in zip(task.steps, step_durations(task), strict=True)
+        ]
+        parts.append(table(("STEP AT", "STEP", "TOOK"), steps))
+    if workspace is not None:
+        parts.append(
+            fields(
+                (
+                    ("workspace", f"{workspace.id} attempt {workspace.attempt}: {workspace.status.value}"),
+                    ("verdict", workspace.verdict.value if workspace.verdict else None),
+                    ("host", workspace.host_id),
+                    ("compute", workspace.name),
+                    ("agent", workspace.harness_url),
+                    ("heartbeat", _heartbeat(task)),
+                    ("leak suspected", clock(workspace.leak_suspected_at) if workspace.leak_suspected_at else None),
+                )
+            )
+        )
+        if workspace.boot_log:
+            boot = [
+                (clock(entry.timestamp), entry.step, entry.status.value, shorten(entry.message, 100))
+                for entry in workspace.boot_log
+            ]
+            parts.append(table(("BOOT AT", "STEP", "STATUS", "MESSAGE"), boot))
+    if session is not None:
+        parts.append(
+            fields(
+                (
+                    ("session", f"{session.id}: {session.status.value}"),
+                    ("exit code", None if session.exit_code is None else str(session.exit_code)),
+                    ("error", printable(session.error) if session.error else None),
+                    ("last line", shorten(session.summary, 200) if session.summary else None),
+                    (
+                        "output",
+                        f"{session.output_bytes} bytes; see: taskrunner logs {task.id}"
+                        if session.output_bytes
+                        else None,
+                    ),
+                )
+            )
+        )
+    if result is not None:
+        kept = f"{result.branch}, {change_text(result)}; see: taskrunner diff {task.id}"
+        parts.append(
+            fields(
+                (("change", kept), ("kept in", result.repository_path or ("a git bundle" if result.bundle else None)))
+            )
+        )
+    if failure is not None and failure.detail:
+        parts.append(_log_tail(task))
+    return "\n\n".join(parts)
+
+
+def _heartbeat(task: TaskView) -> str | None:
+    workspace = task.workspace
+    if workspace is None or workspace.last_heartbeat_at is None:
+        return None
+    state = workspace.heartbeat_state.value if workspace.heartbeat_state else "unknown"
+    reason = f": {shorten(workspace.heartbeat_reason, 200)}" if workspace.heartbeat_reason else ""
+    return f"{clock(workspace.last_heartbeat_at)} {state}{reason}"
+
+
+def event_line(event: EventView) -> str:
+    """Return one transition in one line."""
+    at = event.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
+    what = (
+        event.kind.value.replace("_", " ")
+        if event.kind is not EventKind.WORKSPACE_PROVISION_FAILED
+        else event.kind.value
+    )
+    change = " → ".join(part for part in (event.previous, event.current) if part)
+    detail = ", ".join(
+        f"{name}: {shorten(str(value), 160)}" for name, value in event.detail.items() if value not in (None, "", {})
+    )
+    return "  ".join(part for part in (at, f"{what:<16}", change, f"({detail})" if detail else "") if part)

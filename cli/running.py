@@ -1,0 +1,151 @@
+"""What ``taskrunner run`` does: the request from its options, the service or a stack for it, and the way out."""
+
+import asyncio
+import secrets
+import sys
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from cli import render
+from cli.discovery import Service, named_service
+from cli.errors import UsageError
+from cli.follow import Follower
+from cli.home import FileLock, Home
+from cli.launch import is_only_user, join_stack, leave_stack
+from cli.repository import check_repository, find_repository, is_url
+from cli.threads import in_daemon_thread
+from messages.durations import parse_duration
+from messages.names import is_id
+from messages.settings import Settings
+from messages.statuses import BackendKind
+from messages.tasks import Repository, TaskRequest
+from messages.templates import SUPPORTED_BACKENDS
+
+_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
+
+
+def run(settings: Settings, request: TaskRequest, *, as_json: bool) -> int:
+    """Submit ``request``, follow it to its end, and return the exit code."""
+    if request.id is None:
+        # Known beforehand, so that the submission can be repeated, and cancelled before its answer is here.
+        request = request.model_copy(update={"id": f"t-{''.join(secrets.choice(_ID_ALPHABET) for _ in range(8))}"})
+    service = named_service(settings)
+    if service is not None:
+        return asyncio.run(_follow_elsewhere(service, request, as_json))
+    return _run_embedded(settings, request, as_json)
+
+
+def build_request(settings: Settings, **options: str | None) -> TaskRequest:
+    """Return the request that the options describe; raise ``UsageError`` for what can be seen to be wrong here."""
+    task_id, backend, template = options["task_id"], options["backend"], options["template"]
+    if task_id is not None and not is_id(task_id):
+        raise UsageError(f"--id {task_id!r}: use at most 40 small letters, digits and hyphens, not a hyphen first")
+    if backend is not None and backend not in SUPPORTED_BACKENDS:
+        raise UsageError(
+            f"--backend {backend!r}: there is none of that name here; use one of: {', '.join(SUPPORTED_BACKENDS)}"
+        )
+    prompt = options["prompt"] or ""
+    if prompt == "-":
+        prompt = sys.stdin.read()
+    repository = _repository(settings, options["repo"], options["ref"], backend, template)
+    try:
+        return TaskRequest(
+            id=task_id,
+            prompt=prompt,
+            template=template,
+            backend=BackendKind(backend) if backend else None,
+            agent=options["agent"],
+            repository=repository,
+            ref=options["ref"],
+            timeout=parse_duration(options["timeout"]) if options["timeout"] else None,
+        )
+    except ValidationError as e:
+        first = e.errors()[0]
+        field = f"{first['loc'][0]}: " if first["loc"] else ""
+        raise UsageError(f"{field}{first['msg'].removeprefix('Value error, ')}") from None
+    except ValueError as e:
+        raise UsageError(f"--timeout: {e}") from None
+
+
+def _repository(
+    settings: Settings, repo: str | None, ref: str | None, backend: str | None, template: str | None
+) -> Repository | None:
+    """Return the repository to work on: the one named, else the one around us where the task may want one."""
+    if repo is not None and is_url(repo) and not Path(repo).exists():
+        raise UsageError(f"--repo {repo}: URLs are not available in this release; clone it and name the clone's path")
+    if repo is None:
+        wants_none = BackendKind.LOCAL in (backend, template) and ref is None
+        here = None if wants_none else find_repository(Path.cwd())
+        if here is None:
+            if BackendKind.WORKTREE in (backend, template) or ref is not None:
+                raise UsageError("this is not a git repository; name one with --repo, or use --backend local")
+            return None
+        repo = str(here)
+    top = check_repository(Path(repo).expanduser().absolute(), ref)
+    # An embedded stack is on this machine anyway; any other has to know which host the path is on.
+    return Repository(path=str(top), host=settings.host_id if settings.api_url else None)
+
+
+async def _follow_elsewhere(service: Service, request: TaskRequest, as_json: bool) -> int:
+    async def reconnect() -> Service:
+        return service
+
+    follower = Follower(
+        service,
+        request,
+        reconnect=reconnect,
+        stack_ends_with_us=lambda: False,
+        as_json=as_json,
+        persist_submission=False,
+    )
+    return await follower.run()
+
+
+def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> int:
+    home = Home(settings.home)
+    users = FileLock(home.users_lock)
+    users.shared()  # waits while the last run out stops its stack
+    started = False
+
+    def join() -> Service:
+        nonlocal started
+        joined = join_stack(settings, home, render.say, before_start=lambda: _check_here(settings, request))
+        started = started or joined.started
+        return joined.service
+
+    async def reconnect() -> Service:
+        return await in_daemon_thread(join)
+
+    async def follow() -> int:
+        follower = Follower(
+            service,
+            request,
+            reconnect=reconnect,
+            stack_ends_with_us=lambda: started or _would_stop(home),
+            as_json=as_json,
+            persist_submission=True,
+        )
+        return await follower.run()
+
+    try:
+        service = join()
+        return asyncio.run(follow())
+    finally:
+        leave_stack(home, users, render.say)
+
+
+def _would_stop(home: Home) -> bool:
+    """Tell whether the stack is one that a run started, and has no other user than us."""
+    record = home.read_record()
+    return record is not None and record.while_used and is_only_user(home)
+
+
+def _check_here(settings: Settings, request: TaskRequest) -> None:
+    """Refuse, before a stack is started for it, what the stack would refuse."""
+    from api.templates import TemplateError, TemplateFolder, resolve
+
+    try:
+        resolve(request, TemplateFolder(settings.templates), host_id=settings.host_id)
+    except TemplateError as e:
+        raise UsageError(str(e)) from None

@@ -1,0 +1,229 @@
+"""The embedded stack: Temporal and PostgreSQL as children, the API and a worker in this process."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, TypeVar
+
+from api.templates import TemplateError, TemplateFolder
+from cli.errors import UsageError
+from cli.home import FileLock, Home, StackRecord
+from cli.threads import in_daemon_thread
+from messages.keys import Keyring, create_keys, load_keys
+from messages.settings import Settings
+from workers.children import Child, start_time
+from workers.errors import StackError
+from workers.postgres import start_postgres
+from workers.temporal_binary import obtain_temporal
+from workers.temporal_server import (
+    DEFAULT_PORT,
+    DEFAULT_UI_PORT,
+    LOOPBACK,
+    PortInUse,
+    choose_port,
+    end_leftovers,
+    start_temporal,
+    take_port,
+)
+
+DEFAULT_API_PORT = 8070
+_LOCK_SECONDS = 20.0
+_RESTARTS = 5
+_RESTART_WINDOW_SECONDS = 60.0
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Ports that were asked for. None: the one of the last stack of this home, else the usual one, else a free one.
+
+    0 is the same without the usual one: what the last stack had is kept where it can be, because workspaces that
+    outlived it report there.
+    """
+
+    api: int | None = None
+    temporal: int | None = None
+    ui: int | None = None
+
+
+class Stack:
+    """A stack that serves. ``failed`` ends, with an error, when a part of it cannot be kept alive."""
+
+    def __init__(self, record: StackRecord, failed: "asyncio.Future[None]") -> None:
+        self.record = record
+        self.failed = failed
+
+
+def installation_keys(settings: Settings) -> Keyring:
+    """Return the keys: of the file that was named, else of the home, where they are made at the first use."""
+    return load_keys(settings.keys_path) if settings.keys_file else create_keys(settings.keys_path)
+
+
+def check_templates(settings: Settings) -> TemplateFolder:
+    """Return the templates; raise ``UsageError`` where their folder cannot be read."""
+    templates = TemplateFolder(settings.templates)
+    try:
+        templates.all()
+    except TemplateError as e:
+        raise UsageError(str(e)) from None
+    return templates
+
+
+@asynccontextmanager
+async def running_stack(
+    settings: Settings, home: Home, ports: Ports, *, while_used: bool, progress: Callable[[str], None]
+) -> AsyncGenerator[Stack]:
+    """Run the whole stack of ``home`` for as long as the context lasts; what an earlier one left behind is ended first.
+
+    Raises ``UsageError`` where another one runs on this home, and ``StackError`` where a part does not start.
+    """
+    async with AsyncExitStack() as parts:
+        lock = FileLock(home.stack_lock)
+        parts.callback(lock.close)
+        await _take(lock, home, wait=while_used)
+        earlier = home.read_record()
+        keys, templates = installation_keys(settings), check_templates(settings)
+        for pid in await asyncio.to_thread(end_leftovers, home.path):
+            _log.warning("ended process %d, left behind by an earlier stack", pid)
+        listeners = _listeners(ports.api, earlier)
+        for listener in listeners:
+            parts.callback(listener.close)
+        temporal_port = choose_port(
+            ports.temporal,
+            preferred=_preferred(ports.temporal, earlier and earlier.temporal_address, DEFAULT_PORT),
+            purpose="Temporal",
+            option="--temporal-port",
+        )
+        ui_port = choose_port(
+            ports.ui,
+            preferred=_preferred(ports.ui, earlier and earlier.ui_url, DEFAULT_UI_PORT),
+            purpose="Temporal's UI",
+            option="--ui-port",
+        )
+        program = await obtain_temporal(settings.temporal_bin, progress)
+
+        failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        starting = (
+            asyncio.create_task(
+                _keep_alive(
+                    parts, failed, lambda: start_temporal(program, home.path, port=temporal_port, ui_port=ui_port)
+                )
+            ),
+            asyncio.create_task(_keep_alive(parts, failed, lambda: start_postgres(home.path))),
+            # What takes longest to load is loaded while the servers start.
+            asyncio.create_task(asyncio.to_thread(import_module, "cli.services")),
+        )
+        await asyncio.gather(*starting, return_exceptions=True)
+        temporal, postgres, _ = (starting[0].result(), starting[1].result(), starting[2].result())
+        from cli.services import running_services
+
+        record = StackRecord(
+            pid=os.getpid(),
+            started=start_time(os.getpid()) or 0,
+            while_used=while_used,
+            api_url=f"http://{LOOPBACK}:{listeners[0].getsockname()[1]}",
+            ui_url=temporal.ui_url,
+            temporal_address=temporal.address,
+            database_url=postgres.url,
+            host_id=settings.host_id,
+        )
+        running = running_services(settings, home, record, keys=keys, templates=templates, listeners=listeners)
+        for name, task in (await parts.enter_async_context(running)).items():
+            _report_end(task, name, failed)
+        home.write_record(record)
+        yield Stack(record, failed)
+
+
+async def _take(lock: FileLock, home: Home, *, wait: bool) -> None:
+    """Take the lock of the one stack of this home; with ``wait``, an earlier one that is just ending is waited for."""
+    if lock.try_exclusive():
+        return
+    if wait:
+        try:
+            await asyncio.wait_for(in_daemon_thread(lock.exclusive), _LOCK_SECONDS)
+            return
+        except TimeoutError:
+            pass
+    other = home.read_record()
+    who = f" (process {other.pid}, {other.api_url})" if other is not None and other.is_alive else ""
+    raise UsageError(f"a stack runs on {home.path} already{who}; use it, stop it, or set another TASKRUNNER_HOME")
+
+
+def _listeners(wanted: int | None, earlier: StackRecord | None) -> list[socket.socket]:
+    """Return the sockets of the API: its own, and the last stack's, where workspaces that outlived it report."""
+    preferred = _preferred(wanted, earlier and earlier.api_url, DEFAULT_API_PORT)
+    listeners = [take_port(wanted, preferred=preferred, purpose="the API", option="--port")]
+    before = _port_of(earlier.api_url) if earlier else 0
+    if before not in {0, listeners[0].getsockname()[1]}:
+        with contextlib.suppress(PortInUse):
+            listeners.append(take_port(before, preferred=before, purpose="the API", option="--port"))
+    return listeners
+
+
+def _preferred(wanted: int | None, earlier: str | None, usual: int) -> int:
+    """Return the port to try first where none is demanded: the last stack's, else the usual one, else (0) any."""
+    return (_port_of(earlier) if earlier else 0) or (0 if wanted == 0 else usual)
+
+
+def _port_of(address: str) -> int:
+    port = address.rpartition(":")[2]
+    return int(port) if port.isdecimal() and int(port) < 65536 else 0
+
+
+class _Server(Protocol):
+    @property
+    def child(self) -> Child: ...
+
+
+_S = TypeVar("_S", bound=_Server)
+
+
+async def _keep_alive(parts: AsyncExitStack, failed: "asyncio.Future[None]", start: Callable[[], Awaitable[_S]]) -> _S:
+    """Start a server, and start it again whenever it ends by itself; it is stopped with ``parts``."""
+    first = await start()
+    child = first.child
+
+    async def watch() -> None:
+        nonlocal child
+        restarts: list[float] = []
+        while True:
+            await child.wait()
+            _log.error("%s ended by itself (exit code %s): %s", child.name, child.process.returncode, child.last_words)
+            now = time.monotonic()
+            restarts = [at for at in restarts if at > now - _RESTART_WINDOW_SECONDS] + [now]
+            if len(restarts) > _RESTARTS:
+                raise StackError(f"{child.name} keeps ending: {child.last_words}")
+            child = (await start()).child
+            _log.warning("%s was started again", child.name)
+
+    watching = asyncio.create_task(watch(), name=f"watch {child.name}")
+    _report_end(watching, child.name, failed)
+
+    async def stop() -> None:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await child.stop()
+
+    parts.push_async_callback(stop)
+    return first
+
+
+def _report_end(part: "asyncio.Task[None]", name: str, failed: "asyncio.Future[None]") -> None:
+    """Let ``failed`` fail when ``part`` ends without being cancelled."""
+
+    def report(ended: "asyncio.Task[None]") -> None:
+        if ended.cancelled() or failed.done():
+            return
+        error = ended.exception()
+        failed.set_exception(error or StackError(f"{name} ended by itself"))
+        failed.exception()  # seen: nobody waits for it while the stack stops
+
+    part.add_done_callback(report)

@@ -1,0 +1,243 @@
+"""kill -9 of the worker, at every step of a task: the next worker carries on, and nothing is done twice."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from messages.names import compute_name
+from messages.statuses import EventKind, SessionStatus, TaskStatus, TaskStep, Verdict, WorkspaceStatus
+from messages.views import EventView, TaskView
+from tests.support.git_repositories import files_of, git, make_dirty, make_repository, snapshot
+from tests.support.stack import Gate, Stack, folder_of, kill_agent, unique
+from tests.support.stopping_worker import POINTS
+
+pytestmark = pytest.mark.timeout(120)
+
+HOST = "crash-host"
+WHILE_AWAY = "while no worker was there"
+WITH_THE_NEXT = "with the next worker there"
+LOCAL_TOO = (
+    "agent not started",
+    "agent started, not recorded",
+    "session accepted",
+    "result kept",
+    "result recorded",
+    "compute gone",
+)
+CASES = (
+    *[f"worktree: {point}" for point in POINTS],
+    *[f"local: {point}" for point in LOCAL_TOO],
+    *[f"{kind}: session ended {when}" for kind in ("worktree", "local") for when in (WHILE_AWAY, WITH_THE_NEXT)],
+    *[f"local: ready {when}" for when in (WHILE_AWAY, WITH_THE_NEXT)],
+)
+
+
+@dataclass
+class Outcome:
+    """What became of one task whose worker was killed."""
+
+    view: TaskView
+    events: list[EventView]
+    ran: list[str]
+    starts: int
+    folder: Path
+    output: str
+    left: list[str]
+
+
+@dataclass
+class Crash:
+    """One worker that was killed while each of its tasks was at a point of its own, and what the next one made of them."""
+
+    outcomes: dict[str, Outcome | BaseException]
+    repository: Path
+    before: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+async def crash(services: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Crash]:
+    folder = tmp_path_factory.mktemp("crash")
+    home = folder / "home"
+    repository = make_repository(folder / "repository")
+    make_dirty(repository)
+    before = snapshot(repository)
+    (folder / "ran").mkdir()
+    tasks = {case: unique("t") for case in CASES}
+    stops = {task: case.partition(": ")[2] for case, task in tasks.items() if case.partition(": ")[2] in POINTS}
+    gates: dict[str, Gate] = {}
+    services.tasks.clear()
+    async with services.worker(HOST, home, stops=stops) as worker:
+        for case, task in tasks.items():
+            kind, point = case.split(": ")
+            prompt = f"echo ran >> {folder}/ran/{task}; echo said; echo changed > made-by-agent"
+            request = {"repository": (repository, HOST)} if kind == "worktree" else {}
+            if point not in POINTS:
+                gates[case] = Gate(folder)
+            if point.startswith("session ended"):
+                prompt += f"; read line < {gates[case]}"
+            elif point.startswith("ready"):
+                setup = [f"read line < {gates[case]}"]
+                request = {"template": services.template(backend="local", readiness="callback", setup=setup)}
+            await services.submit(prompt, id=task, **request)
+        for case, task in tasks.items():
+            if ": session ended" in case:
+                await services.at_step(task, TaskStep.SESSION_RUNNING)
+            elif ": ready" in case:
+                await services.at_step(task, TaskStep.WAITING_FOR_READY)
+        await worker.said("^stopped: ", times=len(stops), timeout=60)
+        await worker.kill()
+    for case, gate in gates.items():
+        if case.endswith(WHILE_AWAY):
+            gate.open()
+    async with services.worker(HOST, home, stops={}) as worker:
+        for case, gate in gates.items():
+            if case.endswith(WITH_THE_NEXT):
+                gate.open()
+        views = await asyncio.gather(
+            *(services.ended(task, timeout=60) for task in tasks.values()), return_exceptions=True
+        )
+        left = await services.left_over()
+    starts = Counter((home / "starts").read_text().split())
+    outcomes: dict[str, Outcome | BaseException] = {}
+    for (case, task), view in zip(tasks.items(), views, strict=True):
+        if isinstance(view, BaseException):
+            outcomes[case] = view
+            continue
+        ran = folder / "ran" / task
+        outcomes[case] = Outcome(
+            view=view,
+            events=await services.events(task),
+            ran=ran.read_text().split() if ran.exists() else [],
+            starts=starts[compute_name(view.workspace_id, 1)],
+            folder=folder_of(home, view),
+            output=await services.output(task),
+            left=left.get(task, []),
+        )
+    for gate in gates.values():
+        gate.close()
+    yield Crash(outcomes, repository, before)
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_a_task_whose_worker_was_killed_completes_and_does_nothing_twice(crash: Crash, case: str) -> None:
+    """S21, S22: one compute, one session, one run of the program, one result, whatever the worker was doing."""
+    outcome = crash.outcomes[case]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    view = outcome.view
+    assert view.status is TaskStatus.COMPLETED, view.error
+    assert outcome.starts == 1
+    assert outcome.ran == ["ran"]
+    assert outcome.output == "said\n"
+    assert view.session is not None
+    assert (view.session.status, view.session.attempt, view.session.turn) == (SessionStatus.COMPLETED, 1, 1)
+    assert view.workspace is not None
+    assert (view.workspace.status, view.workspace.verdict) == (WorkspaceStatus.REMOVED, Verdict.READY)
+    assert view.workspace.leak_suspected_at is None
+    assert not outcome.folder.exists()
+    assert outcome.left == []
+
+    assert view.result is not None
+    assert view.result.bundle is (view.backend.value == "local")
+    if view.backend.value == "worktree":
+        assert git(crash.repository, "rev-parse", f"taskrunner/{view.id}") == view.result.commit
+        assert files_of(crash.repository, view.result.commit)["made-by-agent"] == "changed"
+        assert view.result.files_changed == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_a_crash_doubles_no_event(crash: Crash, case: str) -> None:
+    """S40: each transition left one event, though the activity that made it ran twice."""
+    outcome = crash.outcomes[case]
+    if isinstance(outcome, BaseException):
+        raise outcome
+    told = Counter((event.kind, event.current) for event in outcome.events)
+    assert set(told.values()) == {1}, told
+    assert told[EventKind.RESULT_SAVED, None] + sum(
+        count for (kind, _), count in told.items() if kind is EventKind.RESULT_SAVED and _ is not None
+    ) == 1
+    assert told[EventKind.SESSION_STATUS, SessionStatus.COMPLETED] == 1
+    assert told[EventKind.VERDICT, Verdict.READY] == 1
+    assert told[EventKind.TASK_STATUS, TaskStatus.COMPLETED] == 1
+
+
+def test_crashes_leave_the_users_repository_as_it_was(crash: Crash) -> None:
+    """S44: but for the branches of the results; no entry of a worktree, no half-made branch."""
+    after = snapshot(crash.repository)
+    added = {path for path in after.keys() - crash.before.keys() if "taskrunner" not in path}
+    assert added == set()
+    assert {path: after.get(path) for path in crash.before} == crash.before
+    branches = git(crash.repository, "for-each-ref", "--format=%(refname:short)", "refs/heads/taskrunner").split()
+    kept = [o.view for o in crash.outcomes.values() if isinstance(o, Outcome) and o.view.backend.value == "worktree"]
+    assert sorted(branches) == sorted(f"taskrunner/{view.id}" for view in kept)
+
+
+async def test_a_worker_that_was_cut_off_and_its_successor_make_one_compute(
+    stack: Stack, repository: Path, tmp_path: Path
+) -> None:
+    """S43: the first worker freezes for longer than its heartbeats may be silent, and thaws while the next one works."""
+    home, task = tmp_path / "home", unique("t")
+    ran = tmp_path / "ran"
+    async with stack.worker(HOST, home, stops={task: "agent not started"}) as first:
+        await stack.submit(f"echo ran >> {ran}", id=task, repository=(repository, HOST))
+        await first.said("^stopped: ")
+        first.freeze()
+        async with stack.worker(HOST, home, stops={}):
+            # Nothing tells a test that a heartbeat is overdue but the server's own view of the activity.
+            await stack.activity_attempt(task, "provision_workspace", 2)
+            first.thaw()
+            (home / f"{task}.go").write_text("go on\n")
+            view = await stack.completed(task)
+            assert (home / "starts").read_text().split() == [compute_name(view.workspace_id, 1)]
+            assert ran.read_text() == "ran\n"
+            assert not folder_of(home, view).exists()
+        await first.kill()
+
+
+async def test_the_deadline_of_ready_holds_while_the_worker_changes(stack: Stack, gate: Gate, tmp_path: Path) -> None:
+    """S18: the timer is Temporal's, and a worker that comes later acts on it at most 5 s late."""
+    template = stack.template(
+        backend="local",
+        readiness="callback",
+        setup=[f"read line < {gate}"],
+        runtime_config={"provision_timeout_seconds": 5},
+    )
+    home = tmp_path / "home"
+    async with stack.worker(HOST, home) as worker:
+        task = await stack.submit("true", template=template)
+        began = await stack.at_step(task, TaskStep.WAITING_FOR_READY)
+        await worker.kill()
+    async with stack.worker(HOST, home):
+        view = await stack.ended(task)
+    assert view.status is TaskStatus.FAILED
+    assert view.workspace is not None
+    assert view.workspace.verdict is Verdict.TIMED_OUT
+    assert view.finished_at is not None
+    waited = (view.finished_at - began.steps[-1].at).total_seconds()
+    assert 4.9 <= waited <= 10
+
+
+async def test_an_agent_that_dies_while_no_worker_is_there_is_noticed_by_the_next(
+    stack: Stack, gate: Gate, repository: Path, tmp_path: Path
+) -> None:
+    """S28: its end is found at the start of the watcher; what it had changed is kept."""
+    home = tmp_path / "home"
+    async with stack.worker(HOST, home) as worker:
+        task = await stack.submit(
+            f"echo half > done; echo said; read line < {gate}", repository=(repository, HOST)
+        )
+        view = await stack.until(task, lambda view: view.session and view.session.output_bytes)
+        await worker.kill()
+    kill_agent(view)
+    async with stack.worker(HOST, home):
+        view = await stack.ended(task)
+        assert not folder_of(home, view).exists()
+    assert view.status is TaskStatus.FAILED
+    assert view.session is not None
+    assert view.session.status is SessionStatus.INTERRUPTED
+    assert view.error
+    assert files_of(repository, f"taskrunner/{task}")["done"] == "half"

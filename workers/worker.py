@@ -1,0 +1,114 @@
+"""The worker: workflows, and the activities of one host, with everything that they need."""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from activities.backends.contract import Backend
+from activities.backends.local import LocalBackend
+from activities.backends.worktree import WorktreeBackend
+from activities.heartbeat import HeartbeatInterceptor
+from activities.task_activities import ActivitySettings, TaskActivitiesImpl
+from activities.watcher import ProcessWatcher, signal_owner
+from messages.keys import Keyring
+from messages.names import TASK_QUEUE, host_task_queue
+from messages.statuses import BackendKind
+from store.registry import Registry
+from workflows.task_runner import TaskRunner
+
+GRACEFUL_SHUTDOWN = timedelta(seconds=10)
+"""What activities get to finish in; they run again elsewhere, or here at the next start, if it is not enough."""
+
+_HEARTBEAT_THROTTLE = timedelta(seconds=2)
+"""How rarely heartbeats are sent; a cancellation is heard of with the next one."""
+
+
+@dataclass(frozen=True)
+class HostSettings:
+    """This host, the folder that its workspaces are in, and how they reach the API.
+
+    ``environ``: what ``required_env``, the provision timeout and the workspaces' environment are taken from.
+    """
+
+    host_id: str
+    home: Path
+    api_url: str
+    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
+
+
+@asynccontextmanager
+async def running_worker(
+    client: Client, registry: Registry, keys: Keyring, host: HostSettings
+) -> AsyncGenerator["asyncio.Task[None]"]:
+    """Work for as long as the context lasts; then finish what is under way, within :data:`GRACEFUL_SHUTDOWN`.
+
+    Yields a task that ends, with its error, only where the worker cannot go on.
+    """
+    local = LocalBackend(host.home, environ=host.environ)
+    worktree = WorktreeBackend(host.home, environ=host.environ)
+    backends: dict[BackendKind, Backend] = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}
+    watched = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}
+    async with (
+        # Workspaces are reached directly, whatever proxy the environment names for the rest of the world.
+        httpx.AsyncClient(trust_env=False) as http,
+        ProcessWatcher(watched, signal_owner(client, registry)) as watcher,
+    ):
+        impl = TaskActivitiesImpl(
+            registry=registry,
+            backends=backends,
+            keys=keys,
+            client=http,
+            settings=ActivitySettings(host_id=host.host_id, api_url=host.api_url),
+            environ=host.environ,
+            on_provisioned=watcher.watch,
+        )
+        workers = [
+            _worker(client, host, impl, TASK_QUEUE, with_workflows=True),
+            _worker(client, host, impl, host_task_queue(host.host_id), with_workflows=False),
+        ]
+        runs = [asyncio.create_task(worker.run(), name="worker") for worker in workers]
+        first_end = asyncio.create_task(_first_end(runs), name="end of a worker")
+        try:
+            yield first_end
+        finally:
+            first_end.cancel()
+            await asyncio.gather(*(worker.shutdown() for worker in workers), return_exceptions=True)
+            await asyncio.gather(*runs, first_end, return_exceptions=True)
+
+
+def _worker(
+    client: Client, host: HostSettings, impl: TaskActivitiesImpl, queue: str, *, with_workflows: bool
+) -> Worker:
+    return Worker(
+        client,
+        task_queue=queue,
+        workflows=[TaskRunner] if with_workflows else [],
+        activities=[
+            impl.preflight_task,
+            impl.provision_workspace,
+            impl.look_once_more,
+            impl.create_session,
+            impl.stop_session,
+            impl.release_workspace,
+            impl.finish_task,
+        ],
+        interceptors=[HeartbeatInterceptor()],
+        identity=f"{os.getpid()}@{host.host_id}",
+        graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+        default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
+    )
+
+
+async def _first_end(runs: list["asyncio.Task[None]"]) -> None:
+    done, _ = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
+    for run in done:
+        run.result()
