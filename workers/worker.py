@@ -84,6 +84,11 @@ async def running_worker(
             await asyncio.gather(*runs, first_end, return_exceptions=True)
 
 
+_STICKY_SECONDS = timedelta(seconds=2)
+"""How long the server waits for the worker that has a workflow in its cache: the longest that the sudden death of a
+worker can hold up a deadline or a signal."""
+
+
 def _worker(
     client: Client, host: HostSettings, impl: TaskActivitiesImpl, queue: str, *, with_workflows: bool
 ) -> Worker:
@@ -102,6 +107,7 @@ def _worker(
         ],
         interceptors=[HeartbeatInterceptor()],
         identity=f"{os.getpid()}@{host.host_id}",
+        sticky_queue_schedule_to_start_timeout=_STICKY_SECONDS,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
