@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
-PROMPT ?= git log -3 --format='%h %s' && echo && ls && echo "made by $$0" > made-by-an-agent.txt
+PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.txt
 
 setup: .venv/.installed
 

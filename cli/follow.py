@@ -219,7 +219,7 @@ class Follower:
         render.say(text)
 
     def _report(self, task: TaskView) -> None:
-        self._say(render.outcome(task))
+        self._say(render.outcome(task, stack_ends=self._stack_ends_with_us()))
         if self._as_json:
             print(task.model_dump_json())
 

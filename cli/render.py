@@ -1,5 +1,6 @@
 """How things look in a terminal: aligned columns, local times, durations; colours only where a terminal reads them."""
 
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -126,8 +127,8 @@ def step_durations(task: TaskView) -> list[tuple[str, timedelta]]:
     return [(step.step.value, end - step.at) for step, end in zip(task.steps, ends, strict=True)]
 
 
-def outcome(task: TaskView) -> str:
-    """Return how a task ended, in the lines that end a ``run``."""
+def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
+    """Return how a task ended, in the lines that end a ``run``; where its stack ends too, what works without one."""
     session = task.session
     head = click.style(task.status.value, fg=_COLOURS.get(task.status), bold=True)
     head += f" in {lasted(task)}"
@@ -146,9 +147,14 @@ def outcome(task: TaskView) -> str:
                     ),
                     (
                         "branch",
-                        f"{result.branch} ({change_text(result)}); see: taskrunner diff {task.id}" if result else None,
+                        f"{result.branch} ({change_text(result)}); see: {_how_to_see(task, result, stack_ends)}"
+                        if result
+                        else None,
                     ),
-                    ("ui", task.ui_url),
+                    (
+                        "ui",
+                        f"{task.ui_url}{' (while taskrunner dev runs)' if stack_ends else ''}" if task.ui_url else None,
+                    ),
                 ),
                 indent="  ",
             ),
@@ -156,6 +162,12 @@ def outcome(task: TaskView) -> str:
         )
         if part
     )
+
+
+def _how_to_see(task: TaskView, result: SavedResult, stack_ends: bool) -> str:
+    if stack_ends and result.repository_path:
+        return shlex.join(["git", "-C", result.repository_path, "diff", result.base_commit[:12], result.branch])
+    return f"taskrunner diff {task.id}"
 
 
 def _log_tail(task: TaskView) -> str:

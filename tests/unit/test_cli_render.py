@@ -122,3 +122,20 @@ def test_columns_are_aligned_by_what_is_seen() -> None:
     table = render.table(("A", "B"), [("\x1b[31mred\x1b[0m", "1"), ("longer", "2")])
     seen = [line.replace("\x1b[31m", "").replace("\x1b[0m", "") for line in table.splitlines()]
     assert seen == ["A       B", "red     1", "longer  2"]
+
+
+def test_the_end_of_a_run_says_how_to_see_the_change_with_and_without_a_stack() -> None:
+    result = SavedResult(
+        branch="taskrunner/t-1",
+        base_commit="0123456789abcdef",
+        commit="fedcba9876543210",
+        files_changed=1,
+        insertions=1,
+        deletions=0,
+        repository_path="/home/me/my project",
+    )
+    record = task(status=TaskStatus.COMPLETED, result=result, ui_url="http://127.0.0.1:8233/x")
+    assert "see: taskrunner diff t-1" in render.outcome(record)
+    alone = render.outcome(record, stack_ends=True)
+    assert "git -C '/home/me/my project' diff 0123456789ab taskrunner/t-1" in alone
+    assert "while taskrunner dev runs" in alone
