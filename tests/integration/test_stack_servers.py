@@ -147,7 +147,7 @@ async def test_a_child_that_ends_before_it_serves_is_told_with_its_last_words(ho
     with pytest.raises(StackError, match=r"the script did not start: FATAL: no room"):
         await child(home, "echo starting; echo 'FATAL: no room'; echo bye; exit 1")
     with pytest.raises(StackError, match=r"did not come up within 0\.2 s: still thinking"):
-        await child(home, "echo still thinking; sleep 1000", timeout=0.2)
+        await child(home, "echo still thinking; exec sleep 1000", timeout=0.2)
     assert "FATAL: no room" in (home / "logs" / "script.log").read_text()
 
 

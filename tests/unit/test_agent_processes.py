@@ -82,6 +82,7 @@ def test_processes_that_do_not_obey_are_killed_after_the_grace_with_all_below_th
 
 def test_a_stopped_process_is_killed_too() -> None:
     process = shell("echo up; kill -STOP $$; sleep 300")
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     assert end_processes(finder(process), 0.1)
     assert process.wait() == -signal.SIGKILL
 

@@ -253,3 +253,19 @@ async def test_a_workspace_that_cannot_be_reached_is_not_ready(scene: MakeScene)
     assert s.world.released.outcome.failure is not None
     assert s.world.released.outcome.failure.source is FailureSource.PROBE
     assert "no answer" in s.world.released.outcome.error
+
+
+async def test_a_signal_that_cannot_be_decoded_is_logged_and_changes_nothing(
+    scene: MakeScene, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S36: the API sends none; from elsewhere it must not harm the task."""
+    s = scene()
+    async with s.worker():
+        handle = await s.start()
+        await handle.signal(names.WORKSPACE_READY, {"attempt": "garbage"})
+        await s.environment.sleep(timedelta(seconds=5))
+        assert "create_session" not in s.world.calls
+        await handle.signal(names.WORKSPACE_READY, ready(s.task))
+        await handle.signal(names.SESSION_FINISHED, finished(s.task))
+        await handle.result()
+    assert any("deserializ" in record.getMessage().lower() for record in caplog.records)
