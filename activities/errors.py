@@ -99,12 +99,16 @@ class WorkspaceUnreachable(ActivityFailure):
 class NotRemoved(ActivityFailure):
     """Something of the compute is still there; trying again may remove it."""
 
-    error_type = ErrorType.WORKSPACE_UNREACHABLE
+    error_type = ErrorType.NOT_REMOVED
     retryable = True
 
 
 MAX_TRIES = 5
-"""How often an activity runs before what is retried counts as hopeless. Outages of our own parts are no such thing."""
+"""How often an activity may fail in one of these ways before it counts as hopeless.
+
+The count travels in the heartbeat details: outages of our own parts and killed workers are attempts too, but no such
+failures.
+"""
 
 
 @contextmanager
@@ -113,7 +117,14 @@ def as_application_errors() -> Generator[None]:
     try:
         yield
     except ActivityFailure as e:
-        again = e.retryable and activity.info().attempt < MAX_TRIES
+        again = e.retryable and _count_failure() < MAX_TRIES
         raise ApplicationError(str(e), *e.details(), type=e.error_type.value, non_retryable=not again) from e
     except AttemptSuperseded as e:
         raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e
+
+
+def _count_failure() -> int:
+    details = activity.info().heartbeat_details
+    failures = (details[0] if details and isinstance(details[0], int) else 0) + 1
+    activity.heartbeat(failures)  # the next attempt is handed it, whatever becomes of this worker
+    return failures

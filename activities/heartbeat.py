@@ -36,6 +36,7 @@ class _Beating(ActivityInboundInterceptor):
 
 
 async def _beat(interval_seconds: float) -> None:
+    details = activity.info().heartbeat_details  # an earlier attempt's, which each beat would otherwise wipe out
     while True:
-        activity.heartbeat()
+        activity.heartbeat(*details)
         await asyncio.sleep(interval_seconds)

@@ -29,5 +29,7 @@ class ErrorType(StrEnum):
     """The workspace was lost under the session."""
     RESULT_NOT_SAVED = "ResultNotSaved"
     """What the agent changed could not be kept, so the workspace was. Never retried."""
+    NOT_REMOVED = "NotRemoved"
+    """Something of the compute is still there. Retried."""
     HOST_AWAY = "HostAway"
     """No worker on the workspace's host took the work in time."""

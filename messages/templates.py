@@ -74,7 +74,7 @@ Agent = Annotated[CommandAgent, BeforeValidator(_read_agent)]
 class RuntimeConfig(Manifest):
     """What the runtime may take."""
 
-    provision_timeout_seconds: Annotated[int, Field(gt=0, le=7 * 86400)] | None = None
+    provision_timeout_seconds: Annotated[int, Field(gt=0, le=7 * 86_400)] | None = None
 
 
 class Template(Manifest):

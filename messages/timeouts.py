@@ -1,6 +1,7 @@
 """The provision timeout: which of four rules sets it."""
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from messages.templates import Template
 PROVISION_TIMEOUT_VARIABLE = "PROVISION_TIMEOUT_SECONDS"
 RUNTIME_DEFAULTS = {"hermes": 1800}
 DEFAULT_SECONDS = 600
+LONGEST_SECONDS = 7 * 86400
 PROBE_DEFAULT_SECONDS = 120
 
 _log = logging.getLogger(__name__)
@@ -25,13 +27,13 @@ class ProvisionTimeout(NamedTuple):
 def resolve_provision_timeout(template: Template, environ: Mapping[str, str]) -> ProvisionTimeout:
     """Return the effective timeout: environment, then template, then runtime, then default.
 
-    A value in ``environ`` that is no positive integer is ignored with a warning. Resolved once an attempt, by the
-    worker's preflight, and recorded; everybody else reads the record.
+    A value in ``environ`` that is no positive integer, or more than a week, is ignored with a warning. Resolved once an
+    attempt, by the worker's preflight, and recorded; everybody else reads the record.
     """
     if (text := environ.get(PROVISION_TIMEOUT_VARIABLE)) is not None:
-        if text.strip().isascii() and text.strip().isdecimal() and int(text) > 0:
+        if re.fullmatch(r"\s*0*[1-9][0-9]{0,5}\s*", text, re.ASCII) and int(text) <= LONGEST_SECONDS:
             return ProvisionTimeout(int(text), f"environment {PROVISION_TIMEOUT_VARIABLE}")
-        _log.warning("%s=%r is no positive integer: ignored", PROVISION_TIMEOUT_VARIABLE, text)
+        _log.warning("%s=%.40r is no number of seconds up to a week: ignored", PROVISION_TIMEOUT_VARIABLE, text)
     if (seconds := template.runtime_config.provision_timeout_seconds) is not None:
         return ProvisionTimeout(seconds, f"template {template.name}")
     if template.runtime in RUNTIME_DEFAULTS:

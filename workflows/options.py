@@ -3,8 +3,8 @@
 Activities of a host beat every few seconds (``activities/heartbeat.py``), so that the death of their worker is noticed
 within :data:`HOST_HEARTBEAT`, not at the end of what they may take.
 
-The number of attempts is not limited here: a database that is away for minutes must not fail a task. What can be known
-to be hopeless is raised as not retryable by the activity itself (``activities/errors.py``).
+Where a task depends on it, the number of attempts is not limited: a database that is away for minutes must not fail a
+task. What can be known to be hopeless is raised as not retryable by the activity itself (``activities/errors.py``).
 """
 
 from datetime import timedelta
@@ -21,6 +21,7 @@ _PATIENT = RetryPolicy(
 )
 
 PREFLIGHT = ActivityConfig(
+    schedule_to_close_timeout=timedelta(hours=1),
     schedule_to_start_timeout=HOST_AWAY,
     start_to_close_timeout=timedelta(seconds=30),
     retry_policy=_PATIENT,
@@ -41,6 +42,10 @@ LAST_LOOK = ActivityConfig(
     schedule_to_close_timeout=timedelta(seconds=5),
     retry_policy=RetryPolicy(initial_interval=timedelta(milliseconds=250), maximum_attempts=2),
 )
+
+LATE_LOOK: ActivityConfig = {**LAST_LOOK, "schedule_to_close_timeout": timedelta(seconds=30)}
+"""Where the deadline is seen late (Temporal or all workers were away), others are only coming back too."""
+LATE = timedelta(seconds=2)
 
 CREATE_SESSION = ActivityConfig(
     schedule_to_close_timeout=timedelta(hours=1),

@@ -8,6 +8,7 @@ from typing import NoReturn, TypeVar
 from temporalio import workflow
 from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.workflow import ActivityConfig
 
 with workflow.unsafe.imports_passed_through():
     from messages.activities import (
@@ -43,10 +44,11 @@ with workflow.unsafe.imports_passed_through():
 
 from workflows import options
 from workflows.gates import ReadyGate, SessionGate
-from workflows.outcomes import cause_of, failed, outcome_of
+from workflows.outcomes import Cause, cause_of, failed, outcome_of
 from workflows.progress import Progress
 
 T = TypeVar("T")
+_CANCELLED = "the task was cancelled"
 
 
 class _Ended(Exception):
@@ -93,7 +95,7 @@ class TaskRunner:
         self._ready.ready(signal)
 
     @workflow.signal(name=PROVISIONING_FAILED)
-    def provisioningfailed(self, signal: ProvisioningFailed) -> None:
+    def provisioning_failed(self, signal: ProvisioningFailed) -> None:
         """Record that the workspace says it never will be ready."""
         self._ready.failed(signal)
 
@@ -120,7 +122,8 @@ class TaskRunner:
         outcome = await self._carry_out()
         outcome, release, leak = await self._release(outcome)
         if _cancel_requested():
-            outcome = self._cancelled(outcome)
+            error = outcome.error if leak else _CANCELLED  # what could not be released is never hidden
+            outcome = outcome.model_copy(update={"status": TaskStatus.CANCELLED, "error": error})
         await self._finish(outcome, leak)
         return self._close(outcome, release)
 
@@ -210,9 +213,11 @@ class TaskRunner:
         except TimeoutError:
             # The timer and a signal can come in one workflow task: the state decides, not the exception.
             if not self._ready.decided:
-                self._ready.time_out(await self._look_once_more(handle))
+                late = workflow.now() > deadline + options.LATE
+                look = await self._look_once_more(handle, options.LATE_LOOK if late else options.LAST_LOOK)
+                self._ready.time_out(look)
 
-    async def _look_once_more(self, handle: WorkspaceHandle) -> LastLook:
+    async def _look_once_more(self, handle: WorkspaceHandle, config: ActivityConfig) -> LastLook:
         try:
             look = await _unless_cancelled(
                 workflow.execute_activity_method(
@@ -221,7 +226,7 @@ class TaskRunner:
                     **options.at(
                         handle.task_queue,
                         f"The deadline has passed: look at {self._name} once more",
-                        options.LAST_LOOK,
+                        config,
                     ),
                 )
             )
@@ -259,9 +264,9 @@ class TaskRunner:
                 return  # it did start: its end is known
             cause = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE)
             self._progress.last_error = cause.error
-            failure = cause.failure
-            if failure is None and cause.type is ErrorType.WORKSPACE_UNREACHABLE:
-                failure = self._failure(FailureSource.PROBE, cause.error)
+            failure = None
+            if cause.failure is not None or cause.type is ErrorType.WORKSPACE_UNREACHABLE:
+                failure = self._failure_of(cause, FailureSource.PROBE)
             raise _Ended(failed(cause.type, cause.error, verdict=Verdict.READY, failure=failure)) from e
 
     async def _await_session(self) -> TaskOutcome:
@@ -293,7 +298,10 @@ class TaskRunner:
         return failed(ErrorType.SESSION_TIMED_OUT, error, verdict=Verdict.READY, session=end)
 
     async def _stop_session(self, reason: str) -> SessionFinished | None:
-        """End the session politely, so that its last output arrives; the release ends whatever this leaves."""
+        """End the session politely, so that its last output arrives; the release ends whatever this leaves.
+
+        Returns how it ended, or None where that cannot be learned.
+        """
         if self._handle is None or not self._session_asked_for:
             return None
         if self._session.end is not None:
@@ -313,7 +321,6 @@ class TaskRunner:
             self._session.finished(end)
         except ActivityError as e:
             self._progress.last_error = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE).error
-            self._session.interrupt(reason)
         return self._session.end
 
     async def _release(self, outcome: TaskOutcome) -> tuple[TaskOutcome, Release, str]:
@@ -408,13 +415,17 @@ class TaskRunner:
             raise e
         cause = cause_of(e, otherwise)
         self._progress.last_error = cause.error
-        failure = cause.failure or self._failure(source, cause.error)
+        failure = self._failure_of(cause, source)
         raise _Ended(failed(cause.type, cause.error, verdict=Verdict.FAILED, failure=failure)) from e
 
-    def _cancelled(self, outcome: TaskOutcome | None = None) -> TaskOutcome:
+    def _failure_of(self, cause: Cause, source: FailureSource) -> ProvisionFailure:
+        """Return the failure that the activity attached, or one made of its error."""
+        found = cause.failure
+        return self._failure(found.source, found.error, found.detail) if found else self._failure(source, cause.error)
+
+    def _cancelled(self) -> TaskOutcome:
         verdict = self._ready.decision.verdict if self._ready.decision else None
-        error = outcome.error if outcome and outcome.error_type is ErrorType.HOST_AWAY else "the task was cancelled"
-        return TaskOutcome(status=TaskStatus.CANCELLED, error=error, verdict=verdict, session=self._session.end)
+        return TaskOutcome(status=TaskStatus.CANCELLED, error=_CANCELLED, verdict=verdict, session=self._session.end)
 
 
 def _cancel_requested() -> bool:

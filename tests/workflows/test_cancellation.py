@@ -140,6 +140,34 @@ async def test_a_result_that_cannot_be_saved_fails_the_task_and_says_so(scene: M
     assert s.world.final.leak_suspected
 
 
+async def test_an_overdue_session_that_cannot_be_stopped_is_still_overdue(scene: MakeScene) -> None:
+    s = scene(readiness="immediate", session_timeout="30m")
+    s.world.hooks["stop_session"] = refused(ErrorType.WORKSPACE_UNREACHABLE, "no answer")
+    async with s.worker():
+        handle = await s.start()
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert s.world.final is not None
+    assert s.world.final.outcome.error_type is ErrorType.SESSION_TIMED_OUT
+    assert "within 30m" in s.world.final.outcome.error
+
+
+async def test_a_cancelled_task_does_not_hide_that_its_result_was_not_saved(scene: MakeScene) -> None:
+    """S44"""
+    s = scene()
+    s.world.hooks["release_workspace"] = refused(ErrorType.RESULT_NOT_SAVED, "the bundle is larger than 50 MB")
+    async with s.worker():
+        handle = await s.start()
+        await s.environment.sleep(timedelta(seconds=5))
+        await handle.cancel()
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert s.world.final is not None
+    assert s.world.final.outcome.status is TaskStatus.CANCELLED
+    assert "cancelled" in s.world.final.outcome.error
+    assert "larger than 50 MB" in s.world.final.outcome.error
+
+
 async def test_what_preflight_refuses_fails_without_touching_a_workspace(scene: MakeScene) -> None:
     """S30"""
     s = scene()

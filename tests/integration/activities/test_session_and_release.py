@@ -5,12 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from activities import processes
+from activities.task_activities import ActivitySettings, TaskActivitiesImpl
 from messages.activities import (
     AttemptRequest,
     FinishRequest,
 )
 from messages.errors import ErrorType
+from messages.keys import Keyring
 from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, task_workflow_id
 from messages.statuses import (
     BackendKind,
@@ -23,6 +27,7 @@ from messages.statuses import (
     WorkspaceStatus,
 )
 from messages.tasks import TaskOutcome
+from store.registry import Registry
 from tests.integration.activities.conftest import World, completed, release, timed_out
 from tests.support.callback_api import CallbackApi
 
@@ -74,6 +79,27 @@ async def test_the_last_look_finds_a_healthy_workspace_ready(world: World) -> No
     task = await world.submit()
     _, handle = await world.provision(task)
     assert (await world.run(world.activities.look_once_more, handle)).ready
+
+
+async def test_the_last_look_probes_in_time_while_the_registry_is_away(world: World, keys: Keyring) -> None:
+    """S10, S47: the workflow gives the whole look 5 s."""
+    task = await world.submit()
+    _, handle = await world.provision(task)
+    async with httpx.AsyncClient() as client, Registry.connect("host=127.0.0.1 port=1") as away:
+        activities = TaskActivitiesImpl(
+            registry=away,
+            backends=world.backends,
+            keys=keys,
+            client=client,
+            settings=ActivitySettings(host_id="here", api_url="http://127.0.0.1:1"),
+            environ={},
+        )
+        async with asyncio.timeout(4.5):
+            assert (await world.run(activities.look_once_more, handle)).ready
+        await world.kill_agent(task)
+        async with asyncio.timeout(4.5):
+            look = await world.run(activities.look_once_more, handle)
+    assert look.failed is not None
 
 
 async def test_the_last_look_tells_what_it_saw(world: World, api: CallbackApi, tmp_path: Path) -> None:

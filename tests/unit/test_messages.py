@@ -1,0 +1,238 @@
+"""The shared vocabulary: ids, durations, templates, the provision timeout, tokens and keys."""
+
+import logging
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from messages import names
+from messages.callbacks import LOG_TAIL_BYTES, ReadyBody, log_tail
+from messages.durations import Duration, format_duration, parse_duration
+from messages.keys import Keyring, KeysError, create_keys, load_keys
+from messages.statuses import (
+    SESSION_TRANSITIONS,
+    TASK_TRANSITIONS,
+    WORKSPACE_TRANSITIONS,
+    Readiness,
+    SessionStatus,
+    TaskStatus,
+    WorkspaceStatus,
+)
+from messages.tasks import TaskRequest
+from messages.templates import Template
+from messages.timeouts import resolve_provision_timeout
+from messages.tokens import InvalidToken, mint_callback_token, verify_callback_token
+
+
+@pytest.mark.parametrize("good", ["a", "0", "a-b", "x" * 40])
+def test_ids_that_are_safe_everywhere(good: str) -> None:
+    assert names.is_id(good)
+    assert len(names.compute_name(good, 9999)) <= 63
+
+
+@pytest.mark.parametrize("bad", ["", "-a", "A", "../x", "a/b", "a.b", "a\n", "x" * 41, "ä", "a b"])
+def test_ids_that_are_refused(bad: str) -> None:
+    """S13"""
+    assert not names.is_id(bad)
+
+
+def test_a_session_id_is_known_to_belong_to_its_attempt_without_a_look_up() -> None:
+    """S45"""
+    first, second = names.session_id("w", 1, 1), names.session_id("w", 1, 2)
+    assert first != second
+    assert names.is_id(first)
+    assert names.is_session_of(first, "w", 1)
+    assert names.is_session_of(second, "w", 1)
+    for other in (names.session_id("w", 2, 1), names.session_id("v", 1, 1), f"{first[:-1]}2", "s-nope", f"{first}\n"):
+        assert not names.is_session_of(other, "w", 1)
+
+
+def test_repeats_of_a_callback_share_a_request_id_and_nothing_else_does() -> None:
+    """S03"""
+    keys = [("w", 1, "workspace_ready", ""), ("w", 2, "workspace_ready", ""), ("w", 1, "session_finished", "s-1")]
+    ids = [names.callback_request_id(*key) for key in keys]
+    assert len(set(ids)) == len(ids)
+    assert ids == [names.callback_request_id(*key) for key in keys]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("2h", 7200), ("1h30m", 5400), ("500ms", 0.5), ("1d", 86400), (" 15 m ", 900)]
+)
+def test_durations_as_people_write_them(text: str, seconds: float) -> None:
+    assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "2", "2x", "h", "-1s", "1.5h", "9999d", "1" * 40 + "s"])
+def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match=r"duration|longer than a year"):
+        parse_duration(text)
+
+
+def test_a_duration_survives_json() -> None:
+    adapter: TypeAdapter[timedelta] = TypeAdapter(Duration)
+    assert adapter.validate_json(adapter.dump_json(timedelta(minutes=90))) == timedelta(minutes=90)
+    assert format_duration(timedelta(minutes=90)) == "1h30m"
+    with pytest.raises(ValidationError, match="no unit"):
+        adapter.validate_python(120)
+
+
+def template(**fields: Any) -> Template:
+    return Template.model_validate({"name": "t", "backend": "local"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("environment", "own", "runtime", "seconds", "rule"),
+    [
+        ("77", 88, "hermes", 77, "environment PROVISION_TIMEOUT_SECONDS"),
+        (None, 88, "hermes", 88, "template t"),
+        (None, None, "hermes", 1800, "runtime hermes"),
+        (None, None, "claude-code", 600, "default"),
+        (None, None, None, 600, "default"),
+        ("0", 88, None, 88, "template t"),
+        ("-5", None, "hermes", 1800, "runtime hermes"),
+        ("soon", None, None, 600, "default"),
+    ],
+)
+def test_which_rule_sets_the_provision_timeout(
+    environment: str | None, own: int | None, runtime: str | None, seconds: int, rule: str
+) -> None:
+    """S16"""
+    environ = {} if environment is None else {"PROVISION_TIMEOUT_SECONDS": environment}
+    given = template(runtime=runtime, runtime_config={"provision_timeout_seconds": own})
+    assert resolve_provision_timeout(given, environ) == (seconds, rule)
+
+
+@pytest.mark.parametrize("bad", ["0", "-5", "soon", "1.5", "604801", "9" * 5000, "\u0661", ""])
+def test_a_bad_provision_timeout_in_the_environment_is_ignored_with_a_warning(
+    bad: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S16"""
+    with caplog.at_level(logging.WARNING):
+        assert resolve_provision_timeout(template(), {"PROVISION_TIMEOUT_SECONDS": bad}).seconds == 600
+    assert "PROVISION_TIMEOUT_SECONDS" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"agnt": "shell"}, "unknown key 'agnt'; did you mean 'agent'?"),
+        ({"agent": "shel"}, "unknown agent 'shel'; known: shell"),
+        ({"agent": {"kind": "command", "command": ["ls"]}}, "{prompt}"),
+        ({"backend": "vm"}, "not available in this release; use one of: local, worktree"),
+        ({"readiness": "probe"}, "not available in this release"),
+        ({"setup": ["true"], "readiness": "immediate"}, "setup needs readiness: callback"),
+        ({"session_timeout": "0s"}, "session_timeout must be positive"),
+        ({"session_timeout": 5}, "no unit"),
+        ({"runtime_config": {"provision_timeout": 5}}, "did you mean 'provision_timeout_seconds'?"),
+    ],
+)
+def test_a_template_that_cannot_be_is_refused_with_what_to_do(fields: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        template(**fields)
+    assert text in str(refused.value)
+
+
+def test_a_template_is_immediate_unless_something_has_to_run_first() -> None:
+    assert template().effective_readiness is Readiness.IMMEDIATE
+    assert template(setup=["true"]).effective_readiness is Readiness.CALLBACK
+    assert template(readiness="callback").effective_readiness is Readiness.CALLBACK
+
+
+def test_the_prompt_is_one_argument_and_never_read_by_a_shell() -> None:
+    agent = template(agent={"kind": "command", "command": ["run", "--task={prompt}", "x"]}).agent
+    assert agent.argv("a; rm -rf {x} '\"") == ["run", "--task=a; rm -rf {x} '\"", "x"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": ""},
+        {"prompt": "  "},
+        {"prompt": "a\0b"},
+        {"prompt": "x" * 100_001},
+        {"prompt": "x", "id": "../x"},
+        {"prompt": "x", "ref": "-x"},
+        {"prompt": "x", "repository": {}},
+        {"prompt": "x", "repository": {"path": "/x", "url": "https://x"}},
+        {"prompt": "x", "repository": {"path": "relative"}},
+        {"prompt": "x", "unknown": 1},
+    ],
+)
+def test_requests_that_are_refused(fields: dict[str, Any]) -> None:
+    """S36"""
+    with pytest.raises(ValidationError):
+        TaskRequest.model_validate(fields)
+
+
+def test_callbacks_are_read_in_both_spellings() -> None:
+    """S36"""
+    for body in ({"agent_version": "1"}, {"agentVersion": "1"}, {"agentVersion": "1", "somethingNew": []}):
+        assert ReadyBody.model_validate(body).agent_version == "1"
+
+
+def test_log_tails_hold_at_most_8_kib_and_end_at_a_character() -> None:
+    """S39"""
+    tail = log_tail("ä" * 10_000 + "\0end")
+    assert len(tail.encode()) <= LOG_TAIL_BYTES
+    assert tail.endswith("äend")
+
+
+def test_final_statuses_have_no_way_out_but_a_retry() -> None:
+    """S07"""
+    assert WORKSPACE_TRANSITIONS[WorkspaceStatus.REMOVED] == frozenset()
+    assert set(TASK_TRANSITIONS) == set(TaskStatus)
+    assert set(SESSION_TRANSITIONS) == set(SessionStatus)
+    assert all(not SESSION_TRANSITIONS[status] for status in SessionStatus if status.is_final)
+    assert all(TASK_TRANSITIONS[status] <= {TaskStatus.QUEUED} for status in TaskStatus if status.is_final)
+
+
+def _token(keys: Keyring, issued_at: datetime) -> str:
+    return mint_callback_token(keys, workspace_id="w", attempt=1, workflow_id="task-t", issued_at=issued_at)
+
+
+def test_a_token_is_the_same_whenever_it_is_made(keys: Keyring) -> None:
+    """S11"""
+    created = datetime.now(UTC)
+    assert _token(keys, created) == _token(keys, created)
+    assert verify_callback_token(keys, _token(keys, created)).wf == "task-t"
+
+
+@pytest.mark.parametrize("skew", [timedelta(seconds=5), timedelta(minutes=5)])
+def test_a_clock_behind_the_issuers_turns_no_workspace_away(keys: Keyring, skew: timedelta) -> None:
+    """S11"""
+    assert verify_callback_token(keys, _token(keys, datetime.now(UTC) + skew)).sub == "w"
+
+
+def test_a_token_dies_after_a_day_and_is_renewed_from_half_of_it(keys: Keyring) -> None:
+    """S35"""
+    now = datetime.now(UTC)
+    with pytest.raises(InvalidToken):
+        verify_callback_token(keys, _token(keys, now - timedelta(hours=24, seconds=1)))
+    assert verify_callback_token(keys, _token(keys, now - timedelta(hours=13))).past_half_life(now)
+    assert not verify_callback_token(keys, _token(keys, now - timedelta(hours=11))).past_half_life(now)
+
+
+def test_keys_are_made_once_readable_by_their_owner_alone_and_never_shown(tmp_path: Path) -> None:
+    """S37"""
+    path = tmp_path / "keys.json"
+    first, second = create_keys(path), create_keys(path)
+    assert first == second
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert str(first.secret) not in repr(first)
+    path.chmod(0o644)
+    with pytest.raises(KeysError, match="chmod 600"):
+        load_keys(path)
+    path.chmod(0o600)
+    path.write_text('{"secret": "hidden"}')
+    with pytest.raises(KeysError) as broken:
+        load_keys(path)
+    assert "hidden" not in str(broken.value)
+
+
+def test_agents_tokens_differ_by_workspace_and_attempt(keys: Keyring) -> None:
+    tokens = {keys.agent_token(workspace, attempt) for workspace in ("a", "b") for attempt in (1, 2)}
+    assert len(tokens) == 4
+    assert all(len(token) == 64 for token in tokens)
