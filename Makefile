@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
-PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.txt
+export PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.txt
 
 setup: .venv/.installed
 
@@ -19,7 +19,7 @@ temporal: setup
 	.venv/bin/python -c 'import asyncio; from workers.temporal_binary import obtain_temporal; asyncio.run(obtain_temporal(None, print))'
 
 run: setup  ## a task on this repository: a shell script as the agent, in a git worktree
-	.venv/bin/taskrunner run --repo . "$(PROMPT)"
+	.venv/bin/taskrunner run --repo . "$$PROMPT"
 
 test: temporal
 	.venv/bin/python -m pytest --cov --cov-report=term $(ARGS)
