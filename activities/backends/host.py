@@ -42,7 +42,8 @@ class ComputeRecord(Message):
     """What ``compute.json`` says.
 
     ``prepared``: the checkout is whole. ``process``: the agent that was started last. ``ending``: we are taking the
-    compute down, so its end is no loss. ``common_dir`` and ``branch`` are what ``worktree`` made in a repository.
+    compute down, so its end is no loss. ``removing``: its files are going too, so there is no result in them any more.
+    ``common_dir`` and ``branch`` are what ``worktree`` made in a repository.
     """
 
     workspace_id: str
@@ -56,6 +57,7 @@ class ComputeRecord(Message):
     prepared: bool = False
     process: ProcessId | None = None
     ending: bool = False
+    removing: bool = False
 
     @property
     def compute(self) -> Compute:
@@ -147,9 +149,9 @@ class HostBackend(Backend):
     async def save_result(self, compute: Compute, base: str | None) -> Kept | None:
         """See :meth:`Backend.save_result`."""
         folder = self._folder(compute)
-        async with exclusive(folder / "lock", create=False) as lock:
+        async with exclusive(folder / "lock", create=self._read(folder) is not None) as lock:
             record = self._read(folder)
-            if lock is None or record is None:
+            if lock is None or record is None or record.removing:
                 return None
             try:
                 await self._stop(compute, folder, record)
@@ -160,7 +162,7 @@ class HostBackend(Backend):
     async def destroy(self, compute: Compute) -> None:
         """See :meth:`Backend.destroy`."""
         folder = self._folder(compute)
-        async with exclusive(folder / "lock", create=folder.is_dir()) as lock:
+        async with exclusive(folder / "lock", create=self._is_known(folder)) as lock:
             if lock is None:
                 await self._end_processes(compute, None)
                 return
@@ -168,8 +170,10 @@ class HostBackend(Backend):
 
     async def list_owned(self) -> list[Compute]:
         """See :meth:`Backend.list_owned`."""
-        folders = await asyncio.to_thread(lambda: sorted(self._workspaces.glob("tr-*")))
-        records = [self._read(folder) for folder in folders]
+        found = await asyncio.to_thread(
+            lambda: {path.stem for path in (*self._workspaces.glob("tr-*"), *self._records.glob("tr-*.json"))}
+        )
+        records = [self._read(self._workspaces / name) for name in sorted(found)]
         return [record.compute for record in records if record and record.backend is self.kind]
 
     async def process_to_watch(self, compute: Compute) -> ProcessId | None:
@@ -184,8 +188,19 @@ class HostBackend(Backend):
     def _workspaces(self) -> Path:
         return self._home / "workspaces"
 
+    @property
+    def _records(self) -> Path:
+        return self._home / "records"
+
     def _folder(self, compute: Compute) -> Path:
         return self._workspaces / compute.name
+
+    def _spare(self, folder: Path) -> Path:
+        """Return where the record's copy is, which an agent that removes all around it does not take along."""
+        return self._records / f"{folder.name}.json"
+
+    def _is_known(self, folder: Path) -> bool:
+        return folder.is_dir() or self._spare(folder).exists()
 
     def _git(self, cwd: Path, *keep_open: int) -> Git:
         return Git(cwd=cwd, env=self._env, keep_open=keep_open)
@@ -202,17 +217,19 @@ class HostBackend(Backend):
         )
 
     def _read(self, folder: Path) -> ComputeRecord | None:
-        path = folder / "compute.json"
-        try:
-            return ComputeRecord.model_validate_json(path.read_text())
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except (ValidationError, UnicodeDecodeError):
-            _log.warning("%s is broken: treated as missing", path)
-            return None
+        for path in (folder / "compute.json", self._spare(folder)):
+            try:
+                return ComputeRecord.model_validate_json(path.read_text())
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (ValidationError, UnicodeDecodeError):
+                _log.warning("%s is broken: treated as missing", path)
+        return None
 
     def _write(self, folder: Path, record: ComputeRecord) -> None:
-        write_private(folder / "compute.json", record.model_dump_json(indent=2) + "\n")
+        self._records.mkdir(mode=0o700, exist_ok=True)
+        for path in (self._spare(folder), folder / "compute.json"):
+            write_private(path, record.model_dump_json(indent=2) + "\n")
 
     def _handle(self, spec: WorkspaceSpec, port: int) -> WorkspaceHandle:
         return WorkspaceHandle(
@@ -328,9 +345,12 @@ class HostBackend(Backend):
         record = self._read(folder)
         await self._stop(compute, folder, record)
         try:
-            if record:
+            if record := self._read(folder):
+                # From here on what is in the checkout is no result: a release that runs again must not save it.
+                self._write(folder, record.model_copy(update={"removing": True}))
                 await self._forget(record, folder)
             await asyncio.to_thread(_remove_folder, folder)
+            self._spare(folder).unlink(missing_ok=True)
         except OSError as e:
             raise NotRemoved(f"workspace {compute.name} is not removed: {e}; remove it by hand: {folder}") from e
 
