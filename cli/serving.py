@@ -21,7 +21,7 @@ from cli.home import FileLock, Home, StackRecord
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from cli.threads import in_daemon_thread
-from messages.settings import DEFAULT_API_URL, Settings
+from messages.settings import DEFAULT_API_URL, Settings, SettingsError
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -193,7 +193,15 @@ def _database_url(settings: Settings) -> str:
         raise UsageError(
             "TASKRUNNER_DATABASE_URL is not set; name the PostgreSQL database, postgresql://user@host/name"
         )
-    return settings.database_url.get_secret_value()
+    from store.conninfo import check_database_url
+    from store.errors import InvalidDatabaseUrl
+
+    url = settings.database_url.get_secret_value()
+    try:
+        check_database_url(url)
+    except InvalidDatabaseUrl as e:
+        raise SettingsError(f"TASKRUNNER_DATABASE_URL: {e}") from None
+    return url
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -8,6 +8,7 @@
     ├── AttemptSuperseded     the attempt is no longer the one that is wanted
     ├── UnknownSession        no such session in that workspace and attempt
     ├── OutputGap             output before this piece is missing
+    ├── InvalidDatabaseUrl    the database's address cannot be read; the text holds nothing of it
     └── MigrationError        the database cannot be brought to this release's schema
 """
 
@@ -45,6 +46,10 @@ class OutputGap(RegistryError):
     def __init__(self, session_id: str, expected: int) -> None:
         super().__init__(f"session {session_id}: output is stored up to byte {expected}; send from there")
         self.expected = expected
+
+
+class InvalidDatabaseUrl(RegistryError):
+    """The address of the database cannot be read. The text says why, and holds nothing of the address."""
 
 
 class MigrationError(RegistryError):

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 from store.callbacks import CallbackStore
 from store.changes import Changes
+from store.conninfo import check_database_url
 from store.database import Database
 from store.results import ResultStore
 from store.sessions import SessionStore
@@ -37,8 +38,10 @@ class Registry:
         """Open the registry in the database at ``url`` (libpq's form) for as long as the context lasts.
 
         Works while PostgreSQL is away: then each call raises ``RegistryUnavailable`` after ``timeout`` seconds at
-        most, until it is back. Besides the pool, one connection is used from the first watch on.
+        most, until it is back. Besides the pool, one connection is used from the first watch on. Raises
+        ``InvalidDatabaseUrl`` at once for what is no address.
         """
+        check_database_url(url)
         database = Database(url, max_connections=max_connections, timeout=timeout)
         changes = Changes(url)
         await database.open()

@@ -7,6 +7,7 @@ from typing import LiteralString, cast
 
 import psycopg
 
+from store.conninfo import check_database_url
 from store.errors import MigrationError, RegistryUnavailable
 
 MIGRATIONS = Path(__file__).with_name("migrations")
@@ -30,9 +31,11 @@ def migrate(url: str, *, folder: Path = MIGRATIONS) -> list[str]:
     """Bring the database at ``url`` to this release's schema and return the names of the migrations applied now.
 
     Each migration is one transaction. Whoever comes while another migrates waits for it, and then finds nothing to do.
-    Raises :class:`MigrationError` where the database was migrated by a newer release or a migration fails, and
-    :class:`RegistryUnavailable` where PostgreSQL cannot be reached.
+    Raises :class:`MigrationError` where the database was migrated by a newer release or a migration fails,
+    :class:`RegistryUnavailable` where PostgreSQL cannot be reached, and :class:`InvalidDatabaseUrl` where ``url`` is
+    no address.
     """
+    check_database_url(url)
     files = {file.stem: file for file in sorted(folder.glob("[0-9]*.sql"))}
     if not files:
         raise MigrationError(f"no migrations in {folder}: the installation is incomplete")

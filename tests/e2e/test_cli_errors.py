@@ -75,6 +75,15 @@ def test_wrong_usage_is_refused_before_anything_starts(cli: Cli, args: list[str]
     assert cli.processes() == {}
 
 
+@pytest.mark.parametrize("command", ["migrate", "worker", "api"])
+def test_a_database_url_that_cannot_be_read_is_not_shown(cli: Cli, command: str) -> None:
+    """S37: it holds a password, and libpq quotes what it does not understand."""
+    for url in ("postgresql://me:hunter2%zz@db/x", "postgresql://me:hunter/2@db/x", "me:hunter2@db/x"):
+        finished = cli.run(command, env={"TASKRUNNER_DATABASE_URL": url})
+        refused(finished, 2, "TASKRUNNER_DATABASE_URL", "postgresql://user:password@host")
+        assert "hunter" not in finished.err
+
+
 def test_repositories_that_cannot_be_worked_on_are_refused(cli: Cli) -> None:
     unborn = make_repository(cli.cwd / "unborn", commit=False)
     refused(cli.run("run", "x", cwd=unborn), 2, "has no commit yet")
