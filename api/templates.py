@@ -1,6 +1,5 @@
 """Templates: a folder of YAML files beside the built-in ones, and how a request becomes a task by one of them."""
 
-import secrets
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,13 +8,13 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
+from messages.names import random_id
 from messages.statuses import BackendKind
 from messages.tasks import Repository, TaskInput, TaskRequest
 from messages.templates import Template, agent_preset
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin_templates"
 MAX_TEMPLATE_BYTES = 256 * 1024
-_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 
 _Signature = tuple[tuple[str, int, int], ...]
 
@@ -132,8 +131,8 @@ def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) ->
     if request.ref is not None and repository is None:
         raise TemplateError("a ref was given without a repository; give the repository too, or leave the ref out")
     return TaskInput(
-        task_id=request.id or f"t-{_random(8)}",
-        workspace_id=f"w-{_random(10)}",
+        task_id=request.id or random_id("t"),
+        workspace_id=random_id("w", 10),
         prompt=request.prompt,
         template=template,
         repository=repository,
@@ -173,7 +172,3 @@ def _repository(request: TaskRequest, backend: BackendKind, host_id: str) -> Rep
     if repository.url is not None:
         raise TemplateError("repository.url is not available in this release; give repository.path of a local clone")
     return repository if repository.host else repository.model_copy(update={"host": host_id})
-
-
-def _random(length: int) -> str:
-    return "".join(secrets.choice(_ID_ALPHABET) for _ in range(length))

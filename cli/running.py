@@ -1,7 +1,6 @@
 """What ``taskrunner run`` does: the request from its options, the service or a stack for it, and the way out."""
 
 import asyncio
-import secrets
 import sys
 from pathlib import Path
 
@@ -16,20 +15,15 @@ from cli.launch import is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, is_url
 from cli.threads import in_daemon_thread
 from messages.durations import parse_duration
-from messages.names import is_id
+from messages.names import is_id, random_id
 from messages.settings import Settings
 from messages.statuses import BackendKind
 from messages.tasks import Repository, TaskRequest
 from messages.templates import SUPPORTED_BACKENDS
 
-_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
-
 
 def run(settings: Settings, request: TaskRequest, *, as_json: bool) -> int:
     """Submit ``request``, follow it to its end, and return the exit code."""
-    if request.id is None:
-        # Known beforehand, so that the submission can be repeated, and cancelled before its answer is here.
-        request = request.model_copy(update={"id": f"t-{''.join(secrets.choice(_ID_ALPHABET) for _ in range(8))}"})
     service = named_service(settings)
     if service is not None:
         return asyncio.run(_follow_elsewhere(service, request, as_json))
@@ -51,7 +45,8 @@ def build_request(settings: Settings, **options: str | None) -> TaskRequest:
     repository = _repository(settings, options["repo"], options["ref"], backend, template)
     try:
         return TaskRequest(
-            id=task_id,
+            # Known beforehand, so that the submission can be repeated, and cancelled before its answer is here.
+            id=task_id or random_id("t"),
             prompt=prompt,
             template=template,
             backend=BackendKind(backend) if backend else None,

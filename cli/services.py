@@ -46,6 +46,7 @@ async def running_services(
             templates=templates,
             host_id=settings.host_id,
             ui_url=record.ui_url,
+            allowed_hosts=settings.host_names,
         )
         host = HostSettings(host_id=settings.host_id, home=home.path, api_url=settings.public_url or record.api_url)
         async with AsyncExitStack() as parts:

@@ -1,6 +1,7 @@
 """Names on the wire: ids, task queues, workflow types, signals, search attributes and what is derived from ids."""
 
 import re
+import secrets
 import uuid
 from typing import Annotated
 
@@ -36,7 +37,13 @@ COMPUTE_MARKER = "TASKRUNNER_COMPUTE"
 It is to a process what a label is to a container: proof of what it belongs to, there before its pid is known.
 """
 
+_ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _CALLBACK_NAMESPACE = uuid.UUID("6f0d1c35-3c55-5d2c-9a53-7f2f6ab8b0c1")
+
+
+def random_id(kind: str, characters: int = 8) -> str:
+    """Return a new id: ``kind`` (``t`` of a task, ``w`` of a workspace), a hyphen, and 5 random bits a character."""
+    return f"{kind}-{''.join(secrets.choice(_ID_ALPHABET) for _ in range(characters))}"
 
 
 def is_id(value: str) -> bool:

@@ -5,6 +5,7 @@ import re
 import socket
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -60,6 +61,12 @@ class Settings(BaseSettings):
             TypeAdapter(AnyHttpUrl).validate_python(url)
             return url.rstrip("/")
         return None
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The names under which the API is reached, as far as they were given."""
+        urls = (self.public_url, self.api_url)
+        return frozenset(name for url in urls if url and (name := urlsplit(url).hostname))
 
     @property
     def keys_path(self) -> Path:
