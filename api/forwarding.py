@@ -18,6 +18,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from api.single_flight import SingleFlight
 from messages.base import Message
 from messages.names import callback_request_id
+from store.callbacks import KEPT
+from store.changes import Watch
 from store.errors import RegistryError
 from store.records import KeptCallback
 from store.registry import Registry
@@ -25,6 +27,8 @@ from store.registry import Registry
 SIGNAL_SECONDS = 2.0
 FIRST_BACKOFF_SECONDS = 0.25
 LONGEST_BACKOFF_SECONDS = 5.0
+LONGEST_WAIT_SECONDS = 30.0
+"""How long a kept callback can stay unseen where its notification was lost, as behind a connection pooler."""
 _FAILURES_PER_ROUND = 3
 
 _log = logging.getLogger(__name__)
@@ -79,7 +83,6 @@ class Forwarder:
         self._temporal = temporal
         self._registry = registry
         self._signals: SingleFlight[Sent] = SingleFlight()
-        self._kept = asyncio.Event()
 
     async def signal(self, callback: Callback) -> Sent:
         """Signal the workflow, at most 2 s long. Repeats that come while one is on its way share it."""
@@ -119,16 +122,19 @@ class Forwarder:
             session_id=callback.session_id,
             payload=callback.payload,
         )
-        self._kept.set()
 
     async def deliver_kept(self) -> None:
-        """Deliver what is kept, from earlier runs too, then wait until something is kept; never returns.
+        """Deliver what is kept, by whichever process, then wait until something is kept; never returns.
 
-        Between rounds that failed it waits, 0.25 s doubling to 5 s.
+        Every process does so: the one that kept a callback may be gone by the time it can be delivered, and Temporal
+        drops what two of them deliver. Between rounds that failed it waits, 0.25 s doubling to 5 s.
         """
+        async with self._registry.changes.watch(KEPT) as changed:
+            await self._deliver_again_and_again(changed)
+
+    async def _deliver_again_and_again(self, changed: Watch) -> None:
         backoff = FIRST_BACKOFF_SECONDS
         while True:
-            self._kept.clear()
             try:
                 done = await self._deliver_round()
             except RegistryError as e:
@@ -140,7 +146,9 @@ class Forwarder:
                 done = False
             if done:
                 backoff = FIRST_BACKOFF_SECONDS
-                await self._kept.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LONGEST_WAIT_SECONDS * random.uniform(0.75, 1)):  # noqa: S311
+                        await changed.wait()
             else:
                 await asyncio.sleep(backoff * random.uniform(0.75, 1.25))  # noqa: S311 (spreads load, guards nothing)
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)

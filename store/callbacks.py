@@ -8,10 +8,17 @@ from store.database import Connection, Group, statement
 from store.records import KeptCallback
 from store.values import jsonb
 
+KEPT = "kept_callbacks"
+"""What :meth:`store.changes.Changes.watch` is told to wake when a callback is kept; no task has an underscore."""
+
 _KEEP = """
-    INSERT INTO kept_callbacks (workflow_id, signal, workspace_id, attempt, session_id, payload)
-    VALUES (%(workflow_id)s, %(signal)s, %(workspace_id)s, %(attempt)s, %(session_id)s, %(payload)s)
-    ON CONFLICT DO NOTHING
+    WITH kept AS (
+        INSERT INTO kept_callbacks (workflow_id, signal, workspace_id, attempt, session_id, payload)
+        VALUES (%(workflow_id)s, %(signal)s, %(workspace_id)s, %(attempt)s, %(session_id)s, %(payload)s)
+        ON CONFLICT DO NOTHING
+        RETURNING id
+    )
+    SELECT pg_notify('taskrunner', %(kept)s) FROM kept
 """
 _UNDELIVERED = """
     SELECT id, workflow_id, signal, workspace_id, attempt, session_id, payload FROM kept_callbacks
@@ -42,7 +49,10 @@ class CallbackStore(Group):
         session_id: str | None,
         payload: dict[str, Any],
     ) -> None:
-        """Keep a callback; the first of its workspace, attempt, signal and session counts, delivered or not."""
+        """Keep a callback; the first of its workspace, attempt, signal and session counts, delivered or not.
+
+        Wakes the watches on :data:`KEPT`, of every process.
+        """
         await connection.execute(
             _KEEP,
             {
@@ -52,6 +62,7 @@ class CallbackStore(Group):
                 "attempt": attempt,
                 "session_id": session_id,
                 "payload": jsonb(payload),
+                "kept": KEPT,
             },
         )
 

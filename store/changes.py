@@ -48,7 +48,10 @@ class Changes:
 
     @asynccontextmanager
     async def watch(self, task_id: str) -> AsyncGenerator[Watch]:
-        """Watch a task while the context lasts. Works while PostgreSQL is away, and wakes on its return."""
+        """Watch a task, or what :mod:`store.callbacks` keeps (``KEPT``), while the context lasts.
+
+        Works while PostgreSQL is away, and wakes on its return.
+        """
         if self._listener is None:
             self._listener = asyncio.create_task(self._listen(), name="registry-changes")
         watch = Watch()
