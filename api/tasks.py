@@ -42,13 +42,13 @@ async def submit(
         0 < len(idempotency_key) <= MAX_KEY_CHARS and idempotency_key.isprintable()
     ):
         raise Problem(400, "invalid-key", f"the Idempotency-Key has to be 1 to {MAX_KEY_CHARS} printable characters")
+    digest, tasks = _digest(asked), api.registry.tasks
     try:
-        task = resolve(asked, api.templates, host_id=api.given.host_id)
-    except TemplateError as e:
-        raise Problem(422, "invalid-task", f"the task cannot run as asked: {e}") from None
-    await _require_host(api, task, known=asked.id)
-    try:
-        submission = await api.registry.tasks.create(task, digest=_digest(asked), idempotency_key=idempotency_key)
+        # What was taken stays taken, whatever has become of its template or of its host's worker since.
+        submission = await tasks.find_submitted(asked.id, digest=digest, idempotency_key=idempotency_key)
+        if submission is None:
+            task = await _task(api, asked)
+            submission = await tasks.create(task, digest=digest, idempotency_key=idempotency_key)
     except TaskConflict as e:
         raise Problem(
             409,
@@ -176,15 +176,15 @@ async def cancel(task_id: str, api: Api) -> dict[str, str]:
     )
 
 
-async def _require_host(api: Services, task: TaskInput, *, known: str | None) -> None:
-    """Refuse a repository on a host without a worker, unless the request repeats one that was taken."""
-    if task.repository is None or task.repository.host is None:
-        return
+async def _task(api: Services, asked: TaskRequest) -> TaskInput:
+    """Return the task that a new request asks for; raise the 422 for what cannot run."""
     try:
+        task = resolve(asked, api.templates, host_id=api.given.host_id)
+    except TemplateError as e:
+        raise Problem(422, "invalid-task", f"the task cannot run as asked: {e}") from None
+    if task.repository is not None and task.repository.host is not None:
         await require_worker(api.temporal, task.repository.host)
-    except Problem:
-        if known is None or await api.registry.tasks.get(known) is None:
-            raise
+    return task
 
 
 async def _view(api: Services, task_id: str) -> TaskView:

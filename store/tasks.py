@@ -42,7 +42,7 @@ _PREFLIGHT = """
     UPDATE tasks
     SET host_id = %(host_id)s, base_commit = %(base_commit)s, provision_timeout_seconds = %(seconds)s,
         provision_timeout_rule = %(rule)s
-    WHERE id = %(id)s
+    WHERE id = %(id)s AND status = %(running)s
 """
 _FINISHED = """
     UPDATE tasks
@@ -99,15 +99,23 @@ class TaskStore(Group):
         except psycopg.errors.UntranslatableCharacter as e:
             raise ValueError("the task holds a NUL character, which cannot be stored") from e
 
+    @statement
+    async def find_submitted(
+        self, connection: Connection, task_id: str | None, *, digest: str, idempotency_key: str | None
+    ) -> Submission | None:
+        """Return the task that stands for an id or an idempotency key, or None; what ``create`` says of conflicts."""
+        return await _find_submitted(connection, task_id, digest, idempotency_key)
+
     @transaction
     async def _create(
         self, connection: Connection, task: TaskInput, digest: str, idempotency_key: str | None
     ) -> Submission:
-        identity = {"id": task.task_id, "digest": digest, "idempotency_key": idempotency_key}
         created = await connection.execute(
             _CREATE,
             {
-                **identity,
+                "id": task.task_id,
+                "digest": digest,
+                "idempotency_key": idempotency_key,
                 "status": TaskStatus.QUEUED,
                 "backend": task.template.backend,
                 "readiness": task.template.effective_readiness,
@@ -120,13 +128,10 @@ class TaskStore(Group):
         if created.rowcount:
             await record_event(connection, EventKind.TASK_STATUS, task_id=task.task_id, current=TaskStatus.QUEUED)
             return Submission(task, created=True, status=TaskStatus.QUEUED)
-        row = await (await connection.execute(_FIND_SUBMITTED, identity)).fetchone()
-        if row is None:  # tasks are never deleted
+        found = await _find_submitted(connection, task.task_id, digest, idempotency_key)
+        if found is None:  # tasks are never deleted
             raise TaskConflict(task.task_id, f"task {task.task_id} vanished while it was submitted again; try again")
-        if row["digest"] != digest:
-            what = f"id {task.task_id!r}" if row["id"] == task.task_id else f"idempotency key {idempotency_key!r}"
-            raise TaskConflict(row["id"], f"the {what} already stands for another request (task {row['id']})")
-        return Submission(TaskInput.model_validate(row["input"]), created=False, status=TaskStatus(row["status"]))
+        return found
 
     @transaction
     async def begin(self, connection: Connection, task_id: str) -> bool:
@@ -141,7 +146,7 @@ class TaskStore(Group):
 
     @statement
     async def record_preflight(self, connection: Connection, task_id: str, preflight: Preflight) -> None:
-        """Record what preflight resolved."""
+        """Record what preflight resolved, unless the task has ended meanwhile."""
         await connection.execute(
             _PREFLIGHT,
             {
@@ -150,6 +155,7 @@ class TaskStore(Group):
                 "base_commit": preflight.base_commit,
                 "seconds": preflight.provision_timeout_seconds,
                 "rule": preflight.provision_timeout_rule,
+                "running": TaskStatus.RUNNING,
             },
         )
 
@@ -235,6 +241,19 @@ class TaskStore(Group):
         more = len(tasks) > limit
         tasks = tasks[:limit]
         return TaskPage(tasks=tasks, next_cursor=_write_cursor(tasks[-1]) if more else None)
+
+
+async def _find_submitted(
+    connection: Connection, task_id: str | None, digest: str, idempotency_key: str | None
+) -> Submission | None:
+    identity = {"id": task_id, "digest": digest, "idempotency_key": idempotency_key}
+    row = await (await connection.execute(_FIND_SUBMITTED, identity)).fetchone()
+    if row is None:
+        return None
+    if row["digest"] != digest:
+        what = f"id {task_id!r}" if row["id"] == task_id else f"idempotency key {idempotency_key!r}"
+        raise TaskConflict(row["id"], f"the {what} already stands for another request (task {row['id']})")
+    return Submission(TaskInput.model_validate(row["input"]), created=False, status=TaskStatus(row["status"]))
 
 
 def _write_cursor(last: TaskSummary) -> str:

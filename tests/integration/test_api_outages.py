@@ -5,15 +5,22 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from psycopg.types.json import Jsonb
+from temporalio import activity
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.worker import Worker
 
+from api import forwarding
 from messages.keys import Keyring
-from messages.names import SESSION_FINISHED, WORKSPACE_READY, task_workflow_id
+from messages.names import SESSION_FINISHED, WORKSPACE_READY, host_task_queue, task_workflow_id
+from messages.signals import WorkspaceReady
 from messages.statuses import TaskStatus, Verdict
 from messages.tasks import TaskOutcome
+from store.database import Connection
 from store.registry import Registry
 from tests.support.api import API_TOKEN, RunningApi, Workspace, eventually, postgres_away, serving, signals, unique
+from tests.support.records import rows
 from tests.support.temporal import DevServer
 
 pytest_plugins = ["tests.support.temporal", "tests.support.api"]
@@ -92,6 +99,42 @@ async def test_what_an_earlier_process_kept_is_delivered_by_the_next(
         await _all_delivered(registry)
 
 
+async def test_what_one_replica_kept_another_delivers(registry: Registry, keys: Keyring, temporal: Client) -> None:
+    """S48: the replica that took the callback may be gone for good by the time Temporal is back."""
+    away = await Client.connect("127.0.0.1:1", lazy=True, data_converter=pydantic_data_converter)
+    async with serving(registry, temporal, keys) as other:
+        workspace = await other.workspace()
+        await eventually(other.all_is_there)
+        async with serving(registry, away, keys) as replica:
+            assert await _ready(replica, workspace) == (202, {"success": True})
+        async with asyncio.timeout(5):
+            assert [name for name, _ in await signals(workspace.workflow, wait_for=1)] == [WORKSPACE_READY]
+        await _all_delivered(registry)
+
+
+async def test_a_kept_callback_that_nobody_was_told_of_is_found(
+    registry: Registry, keys: Keyring, temporal: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S48: a notification may be lost, as behind a connection pooler; the safety net looks by itself."""
+    monkeypatch.setattr(forwarding, "LONGEST_WAIT_SECONDS", 0.5)
+    async with serving(registry, temporal, keys) as api:
+        workspace = await api.workspace()
+        await asyncio.sleep(1)  # the looks at the start and at the listener's are not those that are meant
+        ready = WorkspaceReady(workspace_id=workspace.id, attempt=1)
+
+        async def keep_silently(connection: Connection) -> None:
+            await connection.execute(
+                "INSERT INTO kept_callbacks (workflow_id, signal, workspace_id, attempt, payload)"
+                " VALUES (%s, %s, %s, 1, %s)",
+                (workspace.workflow_id, WORKSPACE_READY, workspace.id, Jsonb(ready.model_dump(mode="json"))),
+            )
+
+        await registry.callbacks.database.run(keep_silently, atomic=True)
+        async with asyncio.timeout(10):
+            assert len(await signals(workspace.workflow, wait_for=1)) == 1
+        await _all_delivered(registry)
+
+
 async def test_a_kept_callback_whose_workflow_has_closed_holds_up_nothing(
     own: RunningApi, dev_server: DevServer
 ) -> None:
@@ -151,7 +194,7 @@ async def test_a_namespace_that_is_not_there_is_not_taken_for_a_closed_workflow(
     async with serving(registry, temporal, keys) as helper, serving(registry, elsewhere, keys) as api:
         workspace = await helper.workspace()
         assert await _ready(api, workspace) == (202, {"success": True})
-        assert len(await registry.callbacks.undelivered()) == 1
+        assert len(await rows(registry, "kept_callbacks")) == 1
 
 
 async def test_while_postgresql_is_away_callbacks_are_signalled_straight_through(
@@ -238,6 +281,33 @@ async def test_a_task_that_was_never_started_can_be_cancelled_and_stays_so(
     assert again.json()["error"]
     assert (await own.user.post(f"/api/tasks/{body['id']}/cancel")).status_code == 409
     assert [w.id async for w in own.temporal.list_workflows(f"WorkflowId = 'task-{body['id']}'")] == []
+
+
+@activity.defn
+async def nothing() -> None:
+    """Gives a host's worker something to poll for."""
+
+
+async def test_a_repeat_needs_no_worker_on_its_host(own: RunningApi, dev_server: DevServer) -> None:
+    """S20: what was taken stays taken, by id and by key, also while the worker of its host is away."""
+    name = unique("host")
+    asked = {"prompt": "true", "repository": {"path": "/srv/repo", "host": name}}
+    with_key = {"Idempotency-Key": unique("key")}
+    with_id = asked | {"id": unique("t")}
+    connected = await Client.connect(dev_server.address)
+    async with Worker(connected, task_queue=host_task_queue(name), activities=[nothing]):
+        first = await own.user.post("/api/tasks", json=asked, headers=with_key)
+        second = await own.user.post("/api/tasks", json=with_id)
+        assert (first.status_code, second.status_code) == (201, 201)
+    await dev_server.stop()  # it would remember the worker for minutes
+    await dev_server.start()
+    await eventually(own.all_is_there)
+    assert (await own.user.post("/api/tasks", json=asked | {"id": unique("t")})).status_code == 422
+    repeated = await own.user.post("/api/tasks", json=asked, headers=with_key)
+    assert (repeated.status_code, repeated.json().get("id")) == (200, first.json()["id"])
+    assert (await own.user.post("/api/tasks", json=with_id)).status_code == 200
+    other = await own.user.post("/api/tasks", json=with_id | {"prompt": "other"})
+    assert (other.status_code, other.json()["task_id"]) == (409, with_id["id"])
 
 
 async def test_a_stream_waits_through_an_outage_of_postgresql(

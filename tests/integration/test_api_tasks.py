@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import Worker
 
+from api.templates import TemplateFolder
+from messages.keys import Keyring
 from messages.names import (
     TASK_QUEUE,
     TASK_STATUS,
@@ -22,7 +25,8 @@ from messages.names import (
 )
 from messages.statuses import TaskStatus
 from messages.tasks import SavedResult, TaskInput, TaskOutcome
-from tests.support.api import HOST_ID, RunningApi, unique
+from store.registry import Registry
+from tests.support.api import API_TOKEN, HOST_ID, RunningApi, serving, unique
 
 pytest_plugins = ["tests.support.temporal", "tests.support.api"]
 
@@ -192,6 +196,22 @@ async def test_a_repository_on_a_host_without_a_worker_is_refused(api: RunningAp
     answer = await api.user.post("/api/tasks", json=body | {"repository": {"path": "/srv/repo", "host": host}})
     assert (answer.status_code, answer.json()["backend"]) == (201, "worktree")
     assert answer.json()["repository"]["host"] == host
+
+
+async def test_a_repeat_needs_no_template(registry: Registry, temporal: Client, keys: Keyring, tmp_path: Path) -> None:
+    """S20: a task runs by the template as it was, which may be gone or broken by now."""
+    file = tmp_path / "mine.yaml"
+    file.write_text("name: mine\nbackend: local\n")
+    await registry.tokens.add("tests", API_TOKEN)
+    async with serving(registry, temporal, keys, TemplateFolder(tmp_path)) as api:
+        asked = {"prompt": "true", "template": "mine"}
+        headers = {"Idempotency-Key": unique("key")}
+        first = await api.user.post("/api/tasks", json=asked, headers=headers)
+        assert first.status_code == 201
+        file.write_text("name: [")
+        repeated = await api.user.post("/api/tasks", json=asked, headers=headers)
+        assert (repeated.status_code, repeated.json()["id"]) == (200, first.json()["id"])
+        assert (await api.user.post("/api/tasks", json=asked)).status_code == 422
 
 
 async def test_a_worker_that_starts_while_the_task_comes_in_is_found(api: RunningApi, temporal: Client) -> None:
