@@ -76,6 +76,9 @@ class Agent:
             "agent_version": __version__,
             "pending": self._outbox.pending(),
         }
+        if body["pending"]:
+            # Whoever asks is there again, and the API may be too: a beat that succeeds wakes the senders that wait.
+            self._beat_now.set()
         if self._stopping:
             return 503, {"status": "stopping", **body}
         if progress.phase == "ready":

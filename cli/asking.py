@@ -14,7 +14,8 @@ from cli import render
 from cli.client import ApiClient
 from cli.discovery import find_service
 from cli.errors import Unreachable
-from cli.running import build_request
+from cli.follow import EMPTY_FOLDER, uses_empty_folder
+from cli.running import build_request, placed
 from messages.settings import read_settings
 from messages.statuses import EventKind, TaskStatus
 
@@ -35,8 +36,11 @@ def call_api(call: Callable[[ApiClient], Awaitable[_T]]) -> _T:
 
 def submit(as_json: bool, **options: str | None) -> None:
     """Submit a task and print its id."""
-    request = build_request(read_settings(), **options)
-    task = call_api(lambda api: api.submit(request))
+    settings = read_settings()
+    request = build_request(**options)
+    task = call_api(lambda api: api.submit(placed(request, settings, api.service)))
+    if uses_empty_folder(request):
+        render.say(EMPTY_FOLDER)
     click.echo(task.model_dump_json() if as_json else task.id)
 
 

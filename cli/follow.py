@@ -11,7 +11,7 @@ from typing import TypeVar
 from cli import render
 from cli.client import ApiClient, Disconnected
 from cli.discovery import Service
-from cli.errors import INTERRUPTED, Unreachable, UsageError
+from cli.errors import INTERRUPTED, Refused, Unreachable, UsageError
 from messages.statuses import EventKind, TaskStatus
 from messages.tasks import TaskRequest
 from messages.views import EventView, TaskView
@@ -74,7 +74,7 @@ class Follower:
                 return INTERRUPTED
             try:
                 task = await following
-            except UsageError:
+            except (UsageError, Refused):
                 if interrupted:  # so early that there is no task
                     return INTERRUPTED
                 raise
@@ -125,7 +125,7 @@ class Follower:
         return await self._persist(lambda: self._api.task(self._id))
 
     async def _cancel(self) -> None:
-        with contextlib.suppress(UsageError):  # it ended meanwhile, or the submission never arrived
+        with contextlib.suppress(Refused):  # it ended meanwhile, or the submission never arrived
             await self._persist(lambda: self._api.cancel(self._id))
 
     async def _persist(self, call: Callable[[], Awaitable[_T]]) -> _T:
@@ -202,6 +202,8 @@ class Follower:
         where = f", {task.repository.path}" if task.repository and task.repository.path else ""
         where += f" at {task.ref}" if task.ref else ""
         self._say(f"Task {task.id} on {task.template}{where}" + (f"\n  {task.ui_url}" if task.ui_url else ""))
+        if uses_empty_folder(self._request):
+            self._say(EMPTY_FOLDER)
 
     def _say_step(self, event: EventView) -> None:
         passed = render.span(event.at - self._created_at) if self._created_at else ""
@@ -222,6 +224,14 @@ class Follower:
         self._say(render.outcome(task, stack_ends=self._stack_ends_with_us()))
         if self._as_json:
             print(task.model_dump_json())
+
+
+EMPTY_FOLDER = "not in a git repository: an empty folder is used"
+
+
+def uses_empty_folder(request: TaskRequest) -> bool:
+    """Tell whether the user left it to us what to work on, and there was no repository around them."""
+    return request.repository is None and request.backend is None and request.template is None
 
 
 async def _once(call: Callable[[], Awaitable[_T]]) -> _T:

@@ -17,6 +17,7 @@ _COLOURS = {
     TaskStatus.CANCELLED: "yellow",
     TaskStatus.RUNNING: "cyan",
 }
+_SHOWN_IDS = 3
 
 
 def say(text: str) -> None:
@@ -162,6 +163,13 @@ def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
         )
         if part
     )
+
+
+def unfinished(ids: Sequence[str]) -> str:
+    """Return what a ``run`` says, before its stack stops, of the tasks that others left behind."""
+    shown = ", ".join(ids[:_SHOWN_IDS]) + (", …" if len(ids) > _SHOWN_IDS else "")
+    what, goes = ("task is", "it goes") if len(ids) == 1 else ("tasks are", "they go")
+    return f"{len(ids)} other {what} unfinished ({shown}); {goes} on while a stack runs: taskrunner dev"
 
 
 def _how_to_see(task: TaskView, result: SavedResult, stack_ends: bool) -> str:

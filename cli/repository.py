@@ -16,9 +16,18 @@ def is_url(text: str) -> bool:
 
 
 def find_repository(folder: Path) -> Path | None:
-    """Return the top folder of the repository that ``folder`` is in, or None."""
-    done = _git(folder, "rev-parse", "--show-toplevel")
-    return Path(done.stdout.rstrip("\n")) if done.returncode == 0 else None
+    """Return the top folder of the repository that ``folder`` is in, of a bare one its own folder; None outside of any.
+
+    Inside a ``.git`` it is the folder around that. Raises ``UsageError`` where git refuses the repository.
+    """
+    if (top := _ask(folder, "--show-toplevel")) is not None:
+        return top
+    done = _git(folder, "rev-parse", "--git-common-dir")
+    if done.returncode != 0:
+        _refuse_foreign(folder, done.stderr)
+        return None
+    common = (folder / done.stdout.rstrip("\n")).resolve()
+    return (_ask(common.parent, "--show-toplevel") if common.name == ".git" else None) or common
 
 
 def check_repository(path: Path, ref: str | None) -> Path:
@@ -30,9 +39,7 @@ def check_repository(path: Path, ref: str | None) -> Path:
         raise UsageError(f"--repo {path}: {'not a folder' if path.exists() else 'no such folder'}")
     done = _git(path, "rev-parse", "--absolute-git-dir")
     if done.returncode != 0:
-        words = done.stderr.strip().splitlines()
-        if words and "dubious ownership" in words[0]:
-            raise UsageError(f"{path} belongs to another user; run: git config --global --add safe.directory {path}")
+        _refuse_foreign(path, done.stderr)
         raise UsageError(f"{path} is not a git repository; name one with --repo, or use --backend local")
     top = find_repository(path) or Path(done.stdout.rstrip("\n"))
     if _git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}").returncode != 0 and ref is None:
@@ -40,6 +47,17 @@ def check_repository(path: Path, ref: str | None) -> Path:
     if ref is not None and _git(top, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").returncode != 0:
         raise UsageError(f"{top} has no commit, branch or tag {ref!r}; see: git -C {top} branch -a")
     return top
+
+
+def _ask(folder: Path, question: str) -> Path | None:
+    done = _git(folder, "rev-parse", question)
+    return Path(done.stdout.rstrip("\n")) if done.returncode == 0 else None
+
+
+def _refuse_foreign(path: Path, said: str) -> None:
+    """Raise ``UsageError`` where git has said that the repository is another user's."""
+    if "dubious ownership" in said:
+        raise UsageError(f"{path} belongs to another user; run: git config --global --add safe.directory {path}")
 
 
 def _git(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:

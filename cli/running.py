@@ -1,14 +1,16 @@
 """What ``taskrunner run`` does: the request from its options, the service or a stack for it, and the way out."""
 
 import asyncio
+import contextlib
 import sys
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from cli import render
-from cli.discovery import Service, named_service
-from cli.errors import UsageError
+from cli.client import ApiClient
+from cli.discovery import Service, embedded_service, service_of_others
+from cli.errors import CliError, UsageError
 from cli.follow import Follower
 from cli.home import FileLock, Home
 from cli.launch import is_only_user, join_stack, leave_stack
@@ -17,20 +19,31 @@ from cli.threads import in_daemon_thread
 from messages.durations import parse_duration
 from messages.names import is_id, random_id
 from messages.settings import Settings
-from messages.statuses import BackendKind
+from messages.statuses import BackendKind, TaskStatus
 from messages.tasks import Repository, TaskRequest
 from messages.templates import SUPPORTED_BACKENDS
 
 
 def run(settings: Settings, request: TaskRequest, *, as_json: bool) -> int:
     """Submit ``request``, follow it to its end, and return the exit code."""
-    service = named_service(settings)
+    service = service_of_others(settings)
     if service is not None:
-        return asyncio.run(_follow_elsewhere(service, request, as_json))
+        return asyncio.run(_follow_elsewhere(service, placed(request, settings, service), as_json))
     return _run_embedded(settings, request, as_json)
 
 
-def build_request(settings: Settings, **options: str | None) -> TaskRequest:
+def placed(request: TaskRequest, settings: Settings, service: Service) -> TaskRequest:
+    """Return the request with the host that its repository is on: this one.
+
+    A stack of our own home is on this machine anyway, whatever its host is called; any other service has to be told.
+    """
+    if request.repository is None or service.stack is not None:
+        return request
+    repository = request.repository.model_copy(update={"host": settings.host_id})
+    return request.model_copy(update={"repository": repository})
+
+
+def build_request(**options: str | None) -> TaskRequest:
     """Return the request that the options describe; raise ``UsageError`` for what can be seen to be wrong here."""
     task_id, backend, template = options["task_id"], options["backend"], options["template"]
     if task_id is not None and not is_id(task_id):
@@ -42,7 +55,7 @@ def build_request(settings: Settings, **options: str | None) -> TaskRequest:
     prompt = options["prompt"] or ""
     if prompt == "-":
         prompt = sys.stdin.read()
-    repository = _repository(settings, options["repo"], options["ref"], backend, template)
+    repository = _repository(options["repo"], options["ref"], backend, template)
     try:
         return TaskRequest(
             # Known beforehand, so that the submission can be repeated, and cancelled before its answer is here.
@@ -63,23 +76,25 @@ def build_request(settings: Settings, **options: str | None) -> TaskRequest:
         raise UsageError(f"--timeout: {e}") from None
 
 
-def _repository(
-    settings: Settings, repo: str | None, ref: str | None, backend: str | None, template: str | None
-) -> Repository | None:
+def _repository(repo: str | None, ref: str | None, backend: str | None, template: str | None) -> Repository | None:
     """Return the repository to work on: the one named, else the one around us where the task may want one."""
     if repo is not None and is_url(repo) and not Path(repo).exists():
         raise UsageError(f"--repo {repo}: URLs are not available in this release; clone it and name the clone's path")
     if repo is None:
-        wants_none = BackendKind.LOCAL in (backend, template) and ref is None
+        # A template's own backend may want the repository, so --backend local beside one does not say that none is.
+        wants_none = ref is None and {backend, template} - {None} == {BackendKind.LOCAL.value}
         here = None if wants_none else find_repository(Path.cwd())
         if here is None:
             if BackendKind.WORKTREE in (backend, template) or ref is not None:
                 raise UsageError("this is not a git repository; name one with --repo, or use --backend local")
             return None
         repo = str(here)
-    top = check_repository(Path(repo).expanduser().absolute(), ref)
-    # An embedded stack is on this machine anyway; any other has to know which host the path is on.
-    return Repository(path=str(top), host=settings.host_id if settings.api_url else None)
+    try:
+        folder = Path(repo).expanduser().absolute()
+    except RuntimeError:  # "~nobody"
+        raise UsageError(f"--repo {repo}: there is no such user") from None
+    top = check_repository(folder, ref)
+    return Repository(path=str(top))
 
 
 async def _follow_elsewhere(service: Service, request: TaskRequest, as_json: bool) -> int:
@@ -121,13 +136,30 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
             as_json=as_json,
             persist_submission=True,
         )
-        return await follower.run()
+        try:
+            return await follower.run()
+        finally:
+            if _would_stop(home):
+                await _say_what_is_left(settings, own=request.id)
 
     try:
         service = join()
         return asyncio.run(follow())
     finally:
         leave_stack(home, users, render.say)
+
+
+async def _say_what_is_left(settings: Settings, *, own: str | None) -> None:
+    """Tell of the tasks that wait for another stack, once the one that we stop is gone; never fails."""
+    with contextlib.suppress(CliError):
+        service = embedded_service(settings)
+        if service is None:
+            return
+        async with ApiClient(service) as api:
+            pages = [await api.tasks(status=status.value) for status in (TaskStatus.RUNNING, TaskStatus.QUEUED)]
+        others = [task.id for page in pages for task in page.tasks if task.id != own]
+        if others:
+            render.say(render.unfinished(others))
 
 
 def _would_stop(home: Home) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from api import server
@@ -22,6 +22,7 @@ async def running_services(
     settings: Settings,
     home: Home,
     record: StackRecord,
+    environ: Mapping[str, str],
     *,
     keys: Keyring,
     templates: TemplateFolder,
@@ -29,7 +30,7 @@ async def running_services(
 ) -> AsyncGenerator[dict[str, "asyncio.Task[None]"]]:
     """Serve the API on each of ``listeners``, and work for it, while the context lasts.
 
-    Temporal and PostgreSQL are those that ``record`` names.
+    Temporal and PostgreSQL are those that ``record`` names; ``environ`` is the user's environment, for workspaces.
 
     Yields each part's task by name; one that ends cannot go on.
     """
@@ -48,7 +49,12 @@ async def running_services(
             ui_url=record.ui_url,
             allowed_hosts=settings.host_names,
         )
-        host = HostSettings(host_id=settings.host_id, home=home.path, api_url=settings.public_url or record.api_url)
+        host = HostSettings(
+            host_id=settings.host_id,
+            home=home.path,
+            api_url=settings.public_url or record.api_url,
+            environ=environ,
+        )
         async with AsyncExitStack() as parts:
             running: dict[str, asyncio.Task[None]] = {}
             for listener in listeners:

@@ -85,7 +85,12 @@ async def running_stack(
 
     Raises ``UsageError`` where another one runs on this home, and ``StackError`` where a part does not start.
     """
+    environ = dict(os.environ)
+    for name in environ:
+        if name.startswith("PG"):  # libpq's own settings are meant for the user's databases
+            del os.environ[name]
     async with AsyncExitStack() as parts:
+        parts.callback(os.environ.update, environ)
         lock = FileLock(home.stack_lock)
         parts.callback(lock.close)
         await _take(lock, home, wait=while_used)
@@ -135,7 +140,7 @@ async def running_stack(
             database_url=postgres.url,
             host_id=settings.host_id,
         )
-        running = running_services(settings, home, record, keys=keys, templates=templates, listeners=listeners)
+        running = running_services(settings, home, record, environ, keys=keys, templates=templates, listeners=listeners)
         for name, task in (await parts.enter_async_context(running)).items():
             _report_end(task, name, failed)
         home.write_record(record)

@@ -23,7 +23,8 @@ MAJOR_VERSION = "18"
 SYSTEM_USER = "pgserver"
 """PostgreSQL refuses to run as root; the user that the wheel makes for that case."""
 
-_SOCKET = ".s.PGSQL.5432"
+_PORT = 5432
+_SOCKET = f".s.PGSQL.{_PORT}"
 _LONGEST_SOCKET_PATH = 107
 
 
@@ -44,7 +45,7 @@ class Postgres(NamedTuple):
         return self._url("postgres")
 
     def _url(self, database: str) -> str:
-        return f"postgresql://postgres@/{database}?host={quote(self.host, safe='')}"
+        return f"postgresql://postgres@/{database}?host={quote(self.host, safe='')}&port={_PORT}"
 
 
 @functools.cache

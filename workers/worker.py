@@ -1,8 +1,9 @@
 """The worker: workflows, and the activities of one host, with everything that they need."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,9 +13,12 @@ import httpx
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from activities.backends.contract import Backend
+from activities.agent_client import AgentClient
+from activities.backends.contract import Backend, Compute
+from activities.backends.host import HostBackend
 from activities.backends.local import LocalBackend
 from activities.backends.worktree import WorktreeBackend
+from activities.errors import WorkspaceUnreachable
 from activities.heartbeat import HeartbeatInterceptor
 from activities.task_activities import ActivitySettings, TaskActivitiesImpl
 from activities.watcher import ProcessWatcher, signal_owner
@@ -75,13 +79,28 @@ async def running_worker(
             _worker(client, host, impl, host_task_queue(host.host_id), with_workflows=False),
         ]
         runs = [asyncio.create_task(worker.run(), name="worker") for worker in workers]
+        greeting = asyncio.create_task(_greet(http, keys, (local, worktree)), name="greet workspaces")
         first_end = asyncio.create_task(_first_end(runs), name="end of a worker")
         try:
             yield first_end
         finally:
             first_end.cancel()
+            greeting.cancel()
             await asyncio.gather(*(worker.shutdown() for worker in workers), return_exceptions=True)
-            await asyncio.gather(*runs, first_end, return_exceptions=True)
+            await asyncio.gather(*runs, first_end, greeting, return_exceptions=True)
+
+
+async def _greet(http: httpx.AsyncClient, keys: Keyring, backends: Sequence[HostBackend]) -> None:
+    """Ask every agent of this host how it is: one that waits to report (nobody was there) then tries it at once."""
+
+    async def greet(compute: Compute, url: str) -> None:
+        token = keys.agent_token(compute.workspace_id, compute.attempt)
+        with contextlib.suppress(WorkspaceUnreachable):  # its end is the watcher's business
+            await AgentClient(http, url, token).health()
+
+    for backend in backends:
+        found = [(compute, backend.agent_url(compute)) for compute in await backend.list_owned()]
+        await asyncio.gather(*(greet(compute, url) for compute, url in found if url))
 
 
 _STICKY_SECONDS = timedelta(seconds=2)

@@ -184,6 +184,11 @@ class HostBackend(Backend):
             return None
         return await asyncio.to_thread(self._find_agent, compute, folder, record) or record.process
 
+    def agent_url(self, compute: Compute) -> str | None:
+        """Return where the compute's agent listens; None where nothing is known of it."""
+        port = _port(self._folder(compute))
+        return f"http://127.0.0.1:{port}" if port else None
+
     @property
     def _workspaces(self) -> Path:
         return self._home / "workspaces"

@@ -97,6 +97,51 @@ def test_in_a_repository_the_change_is_on_a_branch_and_the_checkout_untouched(cl
     subprocess.run(["git", "apply", "--check"], cwd=repository, input=diff.raw, check=True)
 
 
+@pytest.mark.parametrize("place", ["bare", "repository/.git", "repository/.git/refs"])
+def test_in_a_bare_repository_and_in_a_git_folder_the_repository_is_used(
+    cli: Cli, repository: Path, tmp_path: Path, place: str
+) -> None:
+    git(tmp_path, "clone", "-q", "--bare", "repository", "bare")
+    finished = cli.run("run", "cat file; echo two >> file", cwd=tmp_path / place)
+    assert finished.code == 0, finished
+    assert finished.out == "one\n"
+    assert "+two" in git(tmp_path / place, "show", f"taskrunner/{finished.task_id}")
+    assert git(tmp_path / "bare", "worktree", "list").count("\n") == 0
+
+
+def test_outside_of_any_repository_it_says_so(cli: Cli) -> None:
+    told = "not in a git repository: an empty folder is used"
+    assert told in cli.run("run", "ls").err.splitlines()
+    assert told not in cli.run("run", "--backend", "local", "ls").err
+
+
+def test_a_template_on_another_backend_keeps_the_repository(cli: Cli, repository: Path, tmp_path: Path) -> None:
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    (templates / "mine.yaml").write_text("name: mine\nbackend: worktree\n")
+    env = {"TASKRUNNER_TEMPLATES": str(templates)}
+    finished = cli.run("run", "--template", "mine", "--backend", "local", "cat file", cwd=repository, env=env)
+    assert (finished.code, finished.out) == (0, "one\n"), finished
+    assert git(repository, "branch", "--list", "taskrunner/*") == ""
+
+
+def test_the_users_settings_for_their_databases_reach_the_task_and_not_the_stack(cli: Cli, tmp_path: Path) -> None:
+    """libpq reads them in every process that connects."""
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    (templates / "mine.yaml").write_text("name: mine\nbackend: local\nrequired_env: [PGPORT]\n")
+    env = {
+        "TASKRUNNER_TEMPLATES": str(templates),
+        "PGPORT": "1",
+        "PGSERVICE": "nowhere",
+        "PGHOSTADDR": "127.0.0.1",
+        "PGOPTIONS": "-c nothing=1",
+        "PGSSLMODE": "require",
+    }
+    finished = cli.run("run", "--template", "mine", "echo port $PGPORT", env=env)
+    assert (finished.code, finished.out) == (0, "port 1\n"), finished
+
+
 def test_two_runs_share_a_stack_and_the_first_out_does_not_stop_it(cli: Cli, tmp_path: Path) -> None:
     """S50: one stack for both; it lives until the last one out."""
     gate = tmp_path / "gate"
@@ -198,6 +243,29 @@ def test_a_stack_whose_run_was_killed_ends_by_itself(cli: Cli) -> None:
     with cli.dev():
         assert cli.run("logs", "-f", "orphan").out == "begun\nended\n"
         assert cli.json("show", "orphan")["status"] == "completed"
+
+
+def test_a_run_tells_of_the_task_that_a_killed_one_left(cli: Cli, tmp_path: Path) -> None:
+    """S50: nothing is left behind without a word."""
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    running = cli.start("run", "--id", "orphan", f"echo begun; read line < {gate}")
+    running.wait_for("begun", stream="out")
+    pidfd = os.pidfd_open(json.loads((cli.home / "stack.json").read_text())["pid"])
+    running.signal(signal.SIGKILL)
+    running.end()
+    assert wait_for_exit(pidfd, 60)
+    os.close(pidfd)
+    short = cli.run("run", "echo short")
+    assert short.code == 0, short
+    told = "1 other task is unfinished (orphan); it goes on while a stack runs: taskrunner dev"
+    assert told in short.err.splitlines()
+    gate.write_text("go\n")
+    with cli.dev():
+        followed = cli.run("logs", "-f", "orphan")
+        assert followed.out == "begun\n", followed
+        assert cli.json("show", "orphan")["status"] == "completed"
+    assert "unfinished" not in cli.run("run", "echo again").err
 
 
 def test_a_run_survives_the_kill_of_the_stack_that_it_started(cli: Cli, tmp_path: Path) -> None:

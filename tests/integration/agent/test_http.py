@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.agent_process import TOKEN, AgentProcess
+from tests.support.callback_api import CallbackApi, Reply
 
 Make = Callable[..., AgentProcess]
 
@@ -100,3 +101,16 @@ def test_chunked_bodies_and_false_lengths_are_refused(make: Make) -> None:
         with socket.create_connection(("127.0.0.1", agent.port), timeout=10) as connection:
             connection.sendall(f"POST /sessions HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n".encode())
             assert connection.recv(65536).split()[1] == status
+
+
+def test_who_asks_for_health_makes_what_waits_to_be_reported_tried_again(make: Make, api: CallbackApi) -> None:
+    """S21: a worker that has come back asks; the API has come back with it, and nobody waits out a long pause."""
+    down = True
+    api.answer = lambda callback: Reply(503 if down and callback.kind != "heartbeat" else 200)
+    agent = make(heartbeat_interval_seconds=3600, announces_ready=False).start()
+    agent.session("s-1", "exit 3")
+    path = "sessions/s-1/finished"
+    api.wait_for(lambda: sum(callback.kind == path for callback in api.received) == 3)  # the next: 4 s later, or more
+    down = False
+    assert agent.request("GET", "/healthz").status == 200
+    api.wait_for(lambda: api.count(path) == 1, timeout=2)
