@@ -9,6 +9,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
 from api.dependencies import Api
 from api.problems import RETRY_AFTER_SECONDS
+from messages.names import SERVICE
 
 CHECK_SECONDS = 3.0
 
@@ -17,8 +18,8 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz")
 async def healthz() -> dict[str, str]:
-    """Say that the process serves, whatever else is away."""
-    return {"status": "ok"}
+    """Say that the process serves, whatever else is away, and whose it is."""
+    return {"status": "ok", "service": SERVICE}
 
 
 @router.get("/readyz")

@@ -9,7 +9,7 @@ import httpx
 from pydantic import ValidationError
 
 from cli.discovery import Service
-from cli.errors import CliError, Unreachable, UsageError
+from cli.errors import CliError, Refused, Unreachable, UsageError
 from messages.names import is_id
 from messages.tasks import TaskRequest
 from messages.views import EventView, TaskPage, TaskView
@@ -27,7 +27,11 @@ class Disconnected(Unreachable):
 
 
 class ApiClient:
-    """A connection to one service. Errors: ``UsageError`` for what it refuses, ``Disconnected`` where it is away."""
+    """A connection to one service.
+
+    Errors: ``UsageError`` for a request that is wrong, ``Refused`` for what there is not or its state does not allow,
+    ``Disconnected`` where the service is away.
+    """
 
     def __init__(self, service: Service) -> None:
         self.service = service
@@ -49,10 +53,24 @@ class ApiClient:
         await self._http.aclose()
 
     async def submit(self, request: TaskRequest) -> TaskView:
-        """Submit a task, or find it again where the same request was submitted before."""
+        """Submit a task, or find it again where the same request was submitted before.
+
+        The request has an id: only so can it be repeated where nobody knows whether it was taken.
+        """
         body = request.model_dump_json(exclude_none=True)
         headers = {"Content-Type": "application/json"}
-        return _read(TaskView, await self._call("POST", "/api/tasks", content=body, headers=headers))
+        try:
+            answer = await self._call("POST", "/api/tasks", content=body, headers=headers)
+        except Refused as e:  # the id stands for another request
+            raise UsageError(str(e)) from None
+        except Disconnected as e:
+            again = f"--id {request.id}"
+            if again in str(e) or isinstance(e.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
+                raise
+            raise Disconnected(
+                f"{e}; the task may have been taken: repeat the same request with {again}"
+            ) from e
+        return _read(TaskView, answer)
 
     async def task(self, task_id: str) -> TaskView:
         """Return one task."""
@@ -137,7 +155,7 @@ class ApiClient:
             raise Unreachable(f"{self.service.url} does not accept our token ({text}); set TASKRUNNER_API_TOKEN")
         if code >= 500 or code in {408, 425, 429}:
             raise Disconnected(f"{self.service.url} cannot answer now: {text}; try again later")
-        raise UsageError(text)
+        raise (Refused if code in {404, 409} else UsageError)(text)
 
 
 def _problem_text(answer: httpx.Response) -> str:

@@ -7,7 +7,8 @@ import httpx
 
 from cli.errors import Unreachable
 from cli.home import StackRecord, read_record, read_token
-from messages.settings import Settings
+from messages.names import SERVICE
+from messages.settings import DEFAULT_API_URL, Settings
 
 _ANSWER_TIMEOUT = httpx.Timeout(5.0)
 
@@ -40,11 +41,43 @@ def embedded_service(settings: Settings) -> Service | None:
     return Service(record.api_url, _token(settings, settings.home), record) if answer.status_code == 200 else None
 
 
+def default_service(settings: Settings) -> Service | None:
+    """Return the service at the usual address (``DEFAULT_API_URL``) where it is a taskrunner's.
+
+    Its token is None where ``TASKRUNNER_API_TOKEN`` is not set: that of the home opens the home's own stack only.
+    """
+    try:
+        answer = httpx.get(f"{DEFAULT_API_URL}/healthz", timeout=_ANSWER_TIMEOUT, trust_env=False)
+        is_ours = answer.status_code == 200 and answer.json().get("service") == SERVICE
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return None
+    token = settings.api_token.get_secret_value() if settings.api_token else None
+    return Service(DEFAULT_API_URL, token) if is_ours else None
+
+
+def service_of_others(settings: Settings) -> Service | None:
+    """Return the service that a ``run`` uses in place of a stack of its own home, if there is one."""
+    if service := named_service(settings):
+        return service
+    if embedded_service(settings) is not None:
+        return None
+    service = default_service(settings)
+    return service if service is not None and service.token is not None else None
+
+
 def find_service(settings: Settings) -> Service:
-    """Return the service to talk to; raise ``Unreachable`` where none answers."""
+    """Return the service to talk to; raise ``Unreachable`` where none answers, or none whose token is known."""
     service = named_service(settings) or embedded_service(settings)
+    if service is not None:
+        return service
+    service = default_service(settings)
     if service is None:
         raise Unreachable(f"no service answers for {settings.home}; start one with: taskrunner dev")
+    if service.token is None:
+        raise Unreachable(
+            f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"
+            " service, or start a service of your own with: taskrunner dev"
+        )
     return service
 
 

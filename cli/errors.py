@@ -3,6 +3,7 @@
 ::
 
     CliError          1: the task failed, or something that the user cannot have known
+      Refused         1: the service knows no such thing, or its state does not allow what was asked
       UsageError      2: the request or the environment is wrong; nothing was done
       Unreachable     3: no service answers, or it cannot be started
 """
@@ -14,6 +15,10 @@ class CliError(Exception):
     """Ends the program with one line on stderr: what happened, to what, and what to do."""
 
     exit_code = 1
+
+
+class Refused(CliError):
+    """The service knows no such thing, or the state that it is in does not allow what was asked."""
 
 
 class UsageError(CliError):

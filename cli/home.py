@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cli.errors import UsageError
 from workers.children import start_time
+
+_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""What is no fault of the folder that was named."""
 
 
 class StackRecord(BaseModel):
@@ -57,6 +61,8 @@ class Home:
         except (FileExistsError, NotADirectoryError) as e:
             raise UsageError(f"TASKRUNNER_HOME: {e.filename} is not a folder; name another one or move it away") from e
         except OSError as e:
+            if e.errno in _TROUBLE:
+                raise
             raise UsageError(f"TASKRUNNER_HOME: {path} cannot be written ({e.strerror}); name a folder of yours") from e
 
     @property

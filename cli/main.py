@@ -81,7 +81,8 @@ def cli() -> None:
     `taskrunner run PROMPT` is all that it takes: where no service answers, it starts the embedded stack for as long as
     it needs it.
 
-    Exit codes: 0 completed, 1 failed or cancelled, 2 wrong usage, 3 service not reachable, 130 interrupted.
+    Exit codes: 0 completed, 1 failed, cancelled or not possible (as for a task that there is not), 2 wrong usage, 3
+    service not reachable, 130 interrupted.
     """
 
 
@@ -120,7 +121,7 @@ def explain(error: Exception) -> tuple[str, int]:
             return str(error), exit_code
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return f"{where}{error.strerror or error}", 2
+        return f"{where}{error.strerror or error}", 1
     return f"internal error: {type(error).__name__}: {error}; TASKRUNNER_DEBUG=1 shows where", 1
 
 

@@ -13,6 +13,9 @@ ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}$"
 
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
+SERVICE = "taskrunner"
+"""By what ``GET /healthz`` of the API tells the command line that it is ours."""
+
 TASK_QUEUE = "taskrunner"
 """Workflows, and activities that any worker can run."""
 

@@ -37,4 +37,4 @@ def run(as_json: bool, **options: str | None) -> int:
     from messages.settings import read_settings
 
     settings = read_settings()
-    return running.run(settings, running.build_request(settings, **options), as_json=as_json)
+    return running.run(settings, running.build_request(**options), as_json=as_json)

@@ -124,9 +124,9 @@ def test_ids_and_names_that_the_service_does_not_know(cli: Cli) -> None:
     """S36: unknown and malformed ids, and the state of a second stack on a home in use."""
     with cli.dev():
         for command in ("show", "logs", "events", "diff", "cancel"):
-            refused(cli.run(command, "unknown"), 2, "unknown")
+            refused(cli.run(command, "unknown"), 1, "unknown")
             refused(cli.run(command, "../x"), 2, "letters")
-        refused(cli.run("templates", "show", "unknown"), 2, "unknown", "worktree")
+        refused(cli.run("templates", "show", "unknown"), 1, "unknown", "worktree")
         refused(cli.run("list", "--cursor", "nonsense"), 2, "cursor")
         refused(cli.run("dev", "--port", "0"), 2, "runs on", "already")
         first = cli.run("submit", "--id", "same", "echo x")
@@ -135,7 +135,8 @@ def test_ids_and_names_that_the_service_does_not_know(cli: Cli) -> None:
         refused(cli.run("submit", "--id", "same", "echo y"), 2, "same")
         followed = cli.run("logs", "-f", "same")
         assert (followed.code, followed.out) == (0, "x\n"), followed
-        refused(cli.run("cancel", "same"), 2, "completed")
+        refused(cli.run("cancel", "same"), 1, "completed")
+        refused(cli.run("diff", "same"), 1, "nothing was changed")
         refused(cli.run("list", env={"TASKRUNNER_API_TOKEN": "wrong"}), 3, "TASKRUNNER_API_TOKEN")
     assert cli.processes() == {}
 

@@ -55,7 +55,7 @@ def test_the_commands_show_a_task_in_text_and_json(cli: Cli) -> None:
         events = cli.run("events", "shown").out
         assert "running → failed" in events
         assert cli.run("logs", "shown").out == "hello\n"
-        assert cli.run("diff", "shown").code == 2
+        assert cli.run("diff", "shown").code == 1
 
         assert [task["id"] for task in cli.json("list")["tasks"]] == ["shown"]
         assert cli.json("list", "--status", "completed")["tasks"] == []

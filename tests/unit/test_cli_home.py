@@ -1,5 +1,6 @@
 """The home's records and locks."""
 
+import errno
 import fcntl
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from cli.errors import UsageError
 from cli.home import FileLock, Home, StackRecord, read_record, read_token
 from cli.launch import is_only_user
+from cli.main import explain
 from workers.children import start_time
 
 
@@ -40,6 +42,19 @@ def test_a_record_is_alive_only_with_the_process_that_wrote_it(tmp_path: Path) -
         started = start_time(process.pid)
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         assert not record(pid=process.pid, started=started).is_alive
+
+
+def test_a_full_disk_is_no_fault_of_the_home_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends with exit code 1, not with that of wrong usage."""
+
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    with pytest.raises(OSError, match="No space left") as raised:
+        Home(tmp_path / "home")
+    text, exit_code = explain(raised.value)
+    assert (text, exit_code) == ("No space left on device", 1)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff\xff", b"null"])

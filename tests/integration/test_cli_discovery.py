@@ -1,0 +1,116 @@
+"""Which service a command talks to, and what it says where nobody knows whether that took its request."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from cli import discovery
+from cli.client import ApiClient, Disconnected
+from cli.discovery import Service, find_service, service_of_others
+from cli.errors import Unreachable
+from cli.home import StackRecord
+from cli.running import placed
+from messages.settings import Settings
+from messages.tasks import Repository, TaskRequest
+from tests.support.api import API_TOKEN, RunningApi
+
+pytest_plugins = ["tests.support.temporal", "tests.support.api"]
+
+REQUEST = TaskRequest(id="t-mine", prompt="true", repository=Repository(path="/srv/repo"))
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """A home without a stack, and no service named."""
+    return Settings(home=tmp_path, api_url=None, api_token=None, host_id="here")
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[str]:
+    """A server that answers every request with the same bytes."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+def _http(status: str, body: str) -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+async def test_the_usual_address_is_used_where_a_service_answers_whose_token_is_known(
+    api: RunningApi, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "DEFAULT_API_URL", api.url)
+    with_token = settings.model_copy(update={"api_token": SecretStr(API_TOKEN)})
+    for find in (find_service, service_of_others):
+        service = await asyncio.to_thread(find, with_token)
+        assert service == Service(api.url, API_TOKEN)
+        async with ApiClient(service) as client:
+            assert (await client.tasks()).tasks == []
+
+
+async def test_a_service_whose_token_is_not_known_is_told_of_and_a_run_starts_its_own(
+    api: RunningApi, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The home's own token is not shown to it: it opens the home's own stack."""
+    monkeypatch.setattr(discovery, "DEFAULT_API_URL", api.url)
+    (settings.home / "api-token").write_text("tr_of-this-home\n")
+    with pytest.raises(Unreachable, match="TASKRUNNER_API_TOKEN") as told:
+        await asyncio.to_thread(find_service, settings)
+    assert api.url in str(told.value)
+    assert await asyncio.to_thread(service_of_others, settings) is None
+
+
+@pytest.mark.parametrize(
+    "answer", [_http("200 OK", '{"status": "ok"}'), _http("200 OK", "hello"), _http("404 Not Found", "{}"), b"SSH-2.0"]
+)
+async def test_a_program_that_is_not_ours_is_shown_no_token(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, answer: bytes
+) -> None:
+    async with answering(answer) as url:
+        monkeypatch.setattr(discovery, "DEFAULT_API_URL", url)
+        with_token = settings.model_copy(update={"api_token": SecretStr(API_TOKEN)})
+        assert await asyncio.to_thread(service_of_others, with_token) is None
+        with pytest.raises(Unreachable, match="no service answers"):
+            await asyncio.to_thread(find_service, with_token)
+
+
+def test_only_a_stack_of_the_own_home_is_not_told_the_host(settings: Settings) -> None:
+    """A path is of use only on its host; the own stack's may have another name than the one set here."""
+    stack = StackRecord(
+        pid=1,
+        started=1,
+        while_used=False,
+        api_url="http://127.0.0.1:1",
+        ui_url="",
+        temporal_address="",
+        database_url="",
+        host_id="another-name",
+    )
+    elsewhere = placed(REQUEST, settings, Service("http://127.0.0.1:1", None))
+    assert elsewhere.repository == Repository(path="/srv/repo", host="here")
+    assert placed(REQUEST, settings, Service("http://127.0.0.1:1", None, stack)) == REQUEST
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 201 Created\r\nContent-Length: 99\r\n\r\n{", _http("502 Bad", "")])
+async def test_a_lost_answer_to_a_submission_names_the_id_to_repeat_it_with(answer: bytes) -> None:
+    """S20: a second task is not made by somebody who does what the error says."""
+    async with answering(answer) as url, ApiClient(Service(url, None)) as client:
+        with pytest.raises(Disconnected, match="--id t-mine"):
+            await client.submit(REQUEST)
+
+
+async def test_a_submission_that_cannot_have_arrived_says_nothing_of_ids() -> None:
+    async with ApiClient(Service("http://127.0.0.1:1", None)) as client:
+        with pytest.raises(Disconnected) as told:
+            await client.submit(REQUEST)
+    assert "--id" not in str(told.value)
