@@ -10,10 +10,11 @@ import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from messages.callbacks import LOG_TAIL_BYTES, log_tail
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -30,6 +31,11 @@ async def until_done(work: "asyncio.Future[T] | asyncio.Task[T]") -> T:
             work.result()
         raise cancelled
     return work.result()
+
+
+async def to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run what changes files in a thread; a cancellation follows when it is done, because no thread can be stopped."""
+    return await until_done(asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs)))
 
 
 async def _in_thread_of_its_own(function: Callable[[], T], undo: Callable[[T], None]) -> T:
@@ -128,13 +134,22 @@ async def exclusive(path: Path, *, create: bool) -> AsyncGenerator[int | None]:
         _unlock(path, fd)
 
 
-def write_private(path: Path, text: str) -> None:
-    """Replace ``path`` at once by a file that only its owner can read."""
+def write_private(path: Path, text: str, *, durable: bool = False) -> None:
+    """Replace ``path`` at once by a file that only its owner can read; ``durable``: it survives a power failure."""
     partial = path.with_name(f".{path.name}.new")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     partial.replace(path)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def read_log_tail(path: Path) -> str:

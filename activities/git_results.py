@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from activities.errors import ResultNotSaved
-from activities.files import open_up
+from activities.files import open_up, to_its_end
 from activities.git import Git, GitError
 
 MAX_PATCH_BYTES = 4 * 1024 * 1024
@@ -145,11 +145,11 @@ async def _tree(place: Place, base: str, start: str) -> str:
     git = place.git.at(place.checkout, GIT_DIR=place.git_dir, GIT_WORK_TREE=place.checkout, GIT_INDEX_FILE=index)
     try:
         try:
-            await asyncio.to_thread(_copy_index, place.git_dir / "index", index)
+            await to_its_end(_copy_index, place.git_dir / "index", index)
             await _add_everything(git, base)
         except (GitError, OSError):  # its index is missing or broken, or folders cannot be read
-            await asyncio.to_thread(_drop_index, index)
-            await asyncio.to_thread(open_up, place.checkout)
+            await to_its_end(_drop_index, index)
+            await to_its_end(open_up, place.checkout)
             await git.run("read-tree", start)
             await _add_everything(git, base)
         return await git.run("write-tree")

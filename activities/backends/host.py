@@ -22,7 +22,7 @@ from activities import processes, scopes
 from activities.backends.contract import Backend, Compute, Inspection, Kept, WorkspaceSpec
 from activities.backends.zipapp import agent_zipapp
 from activities.errors import AttemptNotWanted, NotRemoved, ProvisionFailed
-from activities.files import exclusive, open_up, read_log_tail, remove_tree, until_done, write_private
+from activities.files import exclusive, open_up, read_log_tail, remove_tree, to_its_end, until_done, write_private
 from activities.git import Git
 from activities.git_results import Change
 from activities.processes import ProcessId
@@ -231,10 +231,10 @@ class HostBackend(Backend):
                 _log.warning("%s is broken: treated as missing", path)
         return None
 
-    def _write(self, folder: Path, record: ComputeRecord) -> None:
+    def _write(self, folder: Path, record: ComputeRecord, *, durable: bool = False) -> None:
         self._records.mkdir(mode=0o700, exist_ok=True)
         for path in (self._spare(folder), folder / "compute.json"):
-            write_private(path, record.model_dump_json(indent=2) + "\n")
+            write_private(path, record.model_dump_json(indent=2) + "\n", durable=durable)
 
     def _handle(self, spec: WorkspaceSpec, port: int) -> WorkspaceHandle:
         return WorkspaceHandle(
@@ -274,9 +274,7 @@ class HostBackend(Backend):
                 record = (await self._prepare(spec, record, folder, lock)).model_copy(update={"prepared": True})
                 self._write(folder, record)
             write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
-            process = await until_done(
-                asyncio.ensure_future(asyncio.to_thread(self._start, spec.compute, folder, listener))
-            )
+            process = await to_its_end(self._start, spec.compute, folder, listener)
         finally:
             listener.close()
         self._started(folder, record, process)
@@ -343,8 +341,8 @@ class HostBackend(Backend):
         """Remove what an interrupted provision left, but for our own files."""
         await self._end_processes(record.compute, None)
         await self._forget(record, folder)
-        await asyncio.to_thread(remove_tree, folder / "checkout")
-        await asyncio.to_thread(remove_tree, folder / "state")
+        await to_its_end(remove_tree, folder / "checkout")
+        await to_its_end(remove_tree, folder / "state")
 
     async def _take_down(self, compute: Compute, folder: Path) -> None:
         record = self._read(folder)
@@ -352,9 +350,9 @@ class HostBackend(Backend):
         try:
             if record := self._read(folder):
                 # From here on what is in the checkout is no result: a release that runs again must not save it.
-                self._write(folder, record.model_copy(update={"removing": True}))
+                self._write(folder, record.model_copy(update={"removing": True}), durable=True)
                 await self._forget(record, folder)
-            await asyncio.to_thread(_remove_folder, folder)
+            await to_its_end(_remove_folder, folder)
             self._spare(folder).unlink(missing_ok=True)
         except OSError as e:
             raise NotRemoved(f"workspace {compute.name} is not removed: {e}; remove it by hand: {folder}") from e

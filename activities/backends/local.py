@@ -1,13 +1,12 @@
 """Backend ``local``: a folder of its own on this host, empty or a clone of a repository there."""
 
-import asyncio
 from pathlib import Path
 from typing import Any, ClassVar
 
 from activities.backends.contract import Kept, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
-from activities.files import remove_tree
+from activities.files import remove_tree, to_its_end
 from activities.git import Git, GitError, check_repository, run_program
 from activities.git_results import Place, is_real_folder, make_bundle, save_change
 from messages.callbacks import log_tail
@@ -87,7 +86,7 @@ class LocalBackend(HostBackend):
         if found:
             return Path(found)
         rescue = folder / "git"
-        await asyncio.to_thread(remove_tree, rescue)
+        await to_its_end(remove_tree, rescue)
         await self._git(folder).run("init", "--quiet", "--bare", str(rescue))
         objects = checkout / ".git" / "objects"
         if is_real_folder(objects):

@@ -1,6 +1,5 @@
 """Backend ``worktree``: a git worktree of the user's repository on this host, on a branch of its own."""
 
-import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,7 +7,7 @@ from typing import Any, ClassVar
 from activities.backends.contract import Kept, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
-from activities.files import remove_tree
+from activities.files import remove_tree, to_its_end
 from activities.git import GitError, check_repository, check_result_branch
 from activities.git_results import Place, save_change
 from messages.names import result_branch
@@ -57,7 +56,7 @@ class WorktreeBackend(HostBackend):
             # Git names its entry after the folder, so that even half an entry can be told by its name.
             made, checkout = folder / folder.name, folder / "checkout"
             await git.run("worktree", "add", "--quiet", "--no-track", "-b", branch, str(made), base)
-            await asyncio.to_thread(_move_worktree, _admin_folder(record, folder), made, checkout)
+            await to_its_end(_move_worktree, _admin_folder(record, folder), made, checkout)
         except (GitError, OSError) as e:
             raise ProvisionFailed(
                 f"the worktree of {record.repository} cannot be made: {e}", source=FailureSource.PROVIDER
@@ -104,8 +103,8 @@ class WorktreeBackend(HostBackend):
         if record.common_dir is None:
             return
         common = Path(record.common_dir)
-        there = await asyncio.to_thread(_remove_admin_folder, _admin_folder(record, folder))
-        await asyncio.to_thread(remove_tree, folder / folder.name)
+        there = await to_its_end(_remove_admin_folder, _admin_folder(record, folder))
+        await to_its_end(remove_tree, folder / folder.name)
         if there and record.branch and record.base_commit:
             await self._drop_empty_branch(common, record.branch, record.base_commit)
 
@@ -120,7 +119,7 @@ class WorktreeBackend(HostBackend):
             except GitError as e:
                 raise OSError(f"branch {branch} in {common}: {e}") from e
         if not await git.commit_of(f"refs/heads/{branch}"):
-            await asyncio.to_thread(_remove_branch_files, common, branch)
+            await to_its_end(_remove_branch_files, common, branch)
 
 
 def _remove_branch_files(common: Path, branch: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from activities.backends.contract import WorkspaceSpec
 from activities.backends.worktree import WorktreeBackend
-from activities.errors import InvalidTask, NotRemoved, ProvisionFailed, ResultNotSaved
+from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from messages.names import result_branch
 from messages.statuses import BackendKind
 from messages.tasks import Repository
@@ -113,33 +113,6 @@ async def test_a_saved_result_is_saved_once_even_if_the_release_runs_again(host:
     await host.backend.destroy(host.spec.compute)
     assert await host.backend.save_result(host.spec.compute, host.spec.base_commit) is None
     assert host.branch in host.branches()
-
-
-@pytest.mark.parametrize("changed", [True, False])
-async def test_a_release_that_runs_again_after_half_a_removal_keeps_the_result_as_it_was(
-    host: Host, monkeypatch: pytest.MonkeyPatch, changed: bool
-) -> None:
-    """S44, S21: what is gone by our own hand is no change of the agent's."""
-    await host.backend.provision(host.spec)
-    if changed:
-        (host.checkout / "new").write_text("kept\n")
-    first = await host.backend.save_result(host.spec.compute, None)
-
-    def half(folder: Path) -> None:
-        shutil.rmtree(folder / "checkout")
-        raise PermissionError(13, "Permission denied", str(folder))
-
-    with monkeypatch.context() as patched:
-        patched.setattr("activities.backends.host._remove_folder", half)
-        with pytest.raises(NotRemoved):
-            await host.backend.destroy(host.spec.compute)
-    assert await host.backend.save_result(host.spec.compute, None) is None
-    await host.backend.destroy(host.spec.compute)
-    assert (host.branch in host.branches()) is changed
-    if first is not None:
-        assert git(host.repository, "rev-parse", host.branch) == first.result.commit
-        assert git(host.repository, "show", f"{host.branch}:new") == "kept"
-    assert not host.folder.exists()
 
 
 async def test_an_agent_that_removes_its_whole_workspace_loses_no_commit_and_leaves_no_entry(host: Host) -> None:
