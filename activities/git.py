@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import os
+import pwd
 import signal
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -190,16 +192,50 @@ class Git:
         return await asyncio.to_thread((self.cwd / found).resolve)
 
 
+def _user() -> str:
+    """Return who we are, for texts that say whom to let in."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
+
+
+def _check_folder(path: Path) -> None:
+    """Raise :class:`InvalidTask` unless ``path`` is a folder that we may enter."""
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        may_enter = os.access(path, os.R_OK | os.X_OK, effective_ids=True)
+    except (FileNotFoundError, NotADirectoryError):
+        is_folder = may_enter = False
+    except PermissionError:
+        is_folder, may_enter = True, False
+    except OSError as e:  # a name that is too long, links in a circle, a server that is away
+        raise InvalidTask(
+            f"{path} cannot be looked at: {e.strerror}; give the path of a git repository on this host"
+        ) from e
+    if not is_folder:
+        raise InvalidTask(f"{path} is not a folder on this host; give the path of a git repository")
+    if not may_enter:
+        raise InvalidTask(
+            f"the worker may not enter {path}: it runs as user {_user()}; "
+            "give that user access to the folder and those above it, or start the worker as the folder's owner"
+        )
+
+
 async def check_repository(git: Git, ref: str | None) -> str:
     """Return the commit that a task starts from; raise :class:`InvalidTask` saying what to do about ``git.cwd``."""
     path = git.cwd
-    if not path.is_dir():
-        raise InvalidTask(f"{path} is not a folder on this host; give the path of a git repository")
+    await asyncio.to_thread(_check_folder, path)
     try:
         await git.run("rev-parse", "--git-dir")
     except GitError as e:
         text = str(e)
         if "not a git repository" in text:
+            if os.path.lexists(path / ".git"):
+                raise InvalidTask(
+                    f"{path}/.git is broken, or the worker cannot read it: it runs as user {_user()}; "
+                    f"see: git -C {path} status"
+                ) from e
             raise InvalidTask(f"{path} is not a git repository; run: git init {path}") from e
         raise InvalidTask(f"{path} cannot be used: {text}") from e
     commit = await git.commit_of(ref or "HEAD")

@@ -1,9 +1,11 @@
 """Backends ``local`` and ``worktree``: what both promise, with real agents, processes and repositories."""
 
 import asyncio
+import contextlib
 import json
 import os
 import pickle
+import pwd
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import textwrap
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -68,6 +71,31 @@ async def backend(kind: BackendKind, home: Path) -> AsyncIterator[HostBackend]:
 def spec(kind: BackendKind, repository: Path, api: CallbackApi) -> WorkspaceSpec:
     task = make_task(kind, repository)
     return make_spec(task, git(repository, "rev-parse", "HEAD"), api_url=api.url)
+
+
+@pytest.fixture
+def other_user() -> str:
+    """Who is kept out of a closed folder: ourselves, but for root."""
+    return "nobody" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+
+
+@contextlib.contextmanager
+def acting_as(user: str) -> Iterator[None]:
+    """Have the rights of ``user`` (and so have the programs that are started) where we are root."""
+    if os.geteuid() != 0:
+        yield
+        return
+    account = pwd.getpwnam(user)
+    before = os.getresuid(), os.getresgid(), os.getgroups()
+    os.setgroups([])
+    os.setresgid(account.pw_gid, account.pw_gid, 0)
+    os.setresuid(account.pw_uid, account.pw_uid, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(*before[0])
+        os.setresgid(*before[1])
+        os.setgroups(before[2])
 
 
 def folder_of(home: Path, compute: Compute) -> Path:
@@ -381,6 +409,33 @@ async def test_preflight_says_what_to_do_about_the_repository(
             git(path, "init", "--quiet")
     with pytest.raises(InvalidTask, match=expected):
         await backend.check(make_task(kind, path, ref=ref))
+
+
+async def test_preflight_says_of_a_path_that_cannot_be_looked_at_what_to_do(
+    backend: HostBackend, kind: BackendKind, tmp_path: Path
+) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    for path, expected in ((tmp_path / ("x" * 256), "File name too long"), (circle, "Too many levels")):
+        with pytest.raises(InvalidTask, match=f"{expected}.*; give the path"):
+            await backend.check(make_task(kind, path))
+
+
+@pytest.mark.parametrize("closed", [".", "repository", "repository/.git"])
+async def test_preflight_says_who_has_to_be_let_in(
+    backend: HostBackend, kind: BackendKind, closed: str, other_user: str
+) -> None:
+    """A folder of somebody else, above the repository, the repository's own, or what is in it."""
+    with TemporaryDirectory(prefix="tr-closed-") as folder:
+        repository = make_repository(Path(folder) / "repository")
+        for path in (Path(folder), repository, repository / ".git"):
+            path.chmod(0o755)
+        (Path(folder) / closed).chmod(0o700 if other_user == "nobody" else 0)
+        try:
+            with acting_as(other_user), pytest.raises(InvalidTask, match=rf"runs as user {other_user};"):
+                await backend.check(make_task(kind, repository))
+        finally:
+            (Path(folder) / closed).chmod(0o700)
 
 
 async def test_preflight_resolves_refs_of_every_kind_and_touches_nothing(
