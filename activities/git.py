@@ -222,6 +222,14 @@ def _check_folder(path: Path) -> None:
         )
 
 
+def _why_no_repository(path: Path) -> str:
+    if os.path.lexists(path / ".git"):
+        return (
+            f"{path}/.git is broken, or the worker cannot read it: it runs as user {_user()}; see: git -C {path} status"
+        )
+    return f"{path} is not a git repository; run: git init {path}"
+
+
 async def check_repository(git: Git, ref: str | None) -> str:
     """Return the commit that a task starts from; raise :class:`InvalidTask` saying what to do about ``git.cwd``."""
     path = git.cwd
@@ -231,12 +239,7 @@ async def check_repository(git: Git, ref: str | None) -> str:
     except GitError as e:
         text = str(e)
         if "not a git repository" in text:
-            if os.path.lexists(path / ".git"):
-                raise InvalidTask(
-                    f"{path}/.git is broken, or the worker cannot read it: it runs as user {_user()}; "
-                    f"see: git -C {path} status"
-                ) from e
-            raise InvalidTask(f"{path} is not a git repository; run: git init {path}") from e
+            raise InvalidTask(await asyncio.to_thread(_why_no_repository, path)) from e
         raise InvalidTask(f"{path} cannot be used: {text}") from e
     commit = await git.commit_of(ref or "HEAD")
     if commit:
