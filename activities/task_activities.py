@@ -375,8 +375,8 @@ def _failure(request: AttemptRequest, source: FailureSource, error: str, detail:
 
 
 def _gone(task: TaskInput, handle: WorkspaceHandle, found: Inspection) -> ProvisionFailed:
-    """Return the failure of a workspace that ended before its session began: with its own log, not our refused call."""
-    error = f"The workspace ended by itself before its session began: {found.ending}."
+    """Return the failure of a workspace that ended before its session was confirmed: with its own log, not our refused call."""
+    error = f"The workspace ended by itself before its session was confirmed: {found.ending}."
     gone = ProvisionFailed(error, source=FailureSource.EXIT, detail=found.log_tail)
     gone.failure = ProvisionFailure(
         source=FailureSource.EXIT,

@@ -24,6 +24,7 @@ PREFLIGHT = ActivityConfig(
     schedule_to_close_timeout=timedelta(hours=1),
     schedule_to_start_timeout=HOST_AWAY,
     start_to_close_timeout=timedelta(seconds=30),
+    heartbeat_timeout=HOST_HEARTBEAT,
     retry_policy=_PATIENT,
 )
 

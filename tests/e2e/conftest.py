@@ -1,6 +1,5 @@
 """One set of servers, with an API and no worker, for all end-to-end tests; and what each test must leave behind."""
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -43,13 +42,11 @@ async def services(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> A
             TASKRUNNER_API_TOKEN=API_TOKEN,
             TASKRUNNER_HOME=str(home),
         )
-        api = await Process.start([*CLI, "api", "--port", "0"], env, home)
+        api = await Process.start([*CLI, "api", "--port", "0"], env)
         parts.push_async_callback(api.stop)
         api_url = (await api.said(r"answers at (http://\S+)"))[0][1]
         registry = await parts.enter_async_context(Registry.connect(url))
-        stack = Stack(
-            api_url, api, registry, await connect(temporal.address), keys, {**env, "TASKRUNNER_PUBLIC_URL": api_url}
-        )
+        stack = Stack(api, registry, await connect(temporal.address), keys, {**env, "TASKRUNNER_PUBLIC_URL": api_url})
         parts.push_async_callback(stack.user.aclose)
         yield stack
 
@@ -60,6 +57,7 @@ async def stack(services: Stack) -> AsyncIterator[Stack]:
     services.tasks.clear()
     yield services
     left = await services.left_over()
+    await services.clean_up()
     assert left == {}
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -15,21 +16,26 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
+import pytest
 import yaml
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError
 
 from activities.processes import ProcessId, find_all, identify
 from messages.keys import Keyring
-from messages.names import COMPUTE_MARKER, compute_name, task_workflow_id
+from messages.names import COMPUTE_MARKER, STATUS_QUERY, compute_name, task_workflow_id
 from messages.statuses import TaskStatus, TaskStep
+from messages.tasks import TaskProgress, TaskResult
 from messages.tokens import mint_callback_token
 from messages.views import EventView, TaskView
 from store.registry import Registry
 from tests.support.cli import ROOT
+from tests.support.records import rows
 
 API_TOKEN = "tr-test-token-0123456789"
 CLI = [sys.executable, "-m", "cli.main"]
@@ -51,13 +57,13 @@ class Process:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, argv: Iterable[str], env: Mapping[str, str], cwd: Path) -> "Process":
+    async def start(cls, argv: Iterable[str], env: Mapping[str, str]) -> "Process":
         """Start it in a session of its own, as a service manager would."""
         return cls(
             await asyncio.create_subprocess_exec(
                 *argv,
                 env=dict(env),
-                cwd=cwd,
+                cwd=ROOT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -118,7 +124,8 @@ class Process:
             raise AssertionError(f"it did not stop:\n{self.log}") from None
         await self._reading
         assert code == 0, self.log
-        assert "Traceback" not in self.log, self.log
+        # Temporal's SDK logs each activity that fails, as a warning with its traceback.
+        assert not re.search(r" (ERROR|CRITICAL) |never retrieved|never awaited", self.log), self.log
 
     def freeze(self) -> None:
         """Stop it in the middle of whatever it does."""
@@ -131,8 +138,8 @@ class Process:
 class Stack:
     """Servers and API that run, and what a test needs to submit tasks and to look at what became of them."""
 
-    def __init__(self, url: str, api: Process, registry: Registry, temporal: Client, keys: Keyring, env: dict[str, str]):
-        self.url = url
+    def __init__(self, api: Process, registry: Registry, temporal: Client, keys: Keyring, env: dict[str, str]) -> None:
+        self.url = url = env["TASKRUNNER_PUBLIC_URL"]
         self.api = api
         self.registry = registry
         self.temporal = temporal
@@ -153,13 +160,12 @@ class Stack:
         ``stops``: by task, the point at which the worker stops carrying it out (:mod:`tests.support.stopping_worker`);
         None for the worker as it is installed.
         """
-        home.mkdir(exist_ok=True)
         argv = [*CLI, "worker"]
         more = {"TASKRUNNER_HOST_ID": host, "TASKRUNNER_HOME": str(home), **env}
         if stops is not None:
             argv = STOPPING_WORKER
             more |= {"STOPS": json.dumps(stops), "STARTS": str(home / "starts")}
-        process = await Process.start(argv, {**self.env, **more}, home)
+        process = await Process.start(argv, {**self.env, **more})
         try:
             await process.said("is ready; workspaces report to")
             yield process
@@ -178,7 +184,8 @@ class Stack:
         """Submit a task and return its id."""
         request.setdefault("id", unique("t"))
         if isinstance(repository := request.get("repository"), tuple):
-            request["repository"] = {"path": str(repository[0]), "host": repository[1]}
+            path, host = cast("tuple[Path, str]", repository)
+            request["repository"] = {"path": str(path), "host": host}
         answer = await self.user.post("/api/tasks", json={"prompt": prompt, **request})
         assert answer.status_code == 201, answer.text
         self.tasks.append(request["id"])
@@ -231,7 +238,31 @@ class Stack:
         return await self.registry.tasks.events(task)
 
     def workflow(self, task: str) -> WorkflowHandle[Any, Any]:
-        return self.temporal.get_workflow_handle(task_workflow_id(task))
+        return self.temporal.get_workflow_handle(task_workflow_id(task), result_type=TaskResult)
+
+    async def signals(self, task: str) -> list[str]:
+        """Return the names of the signals in the task's history."""
+        return [
+            event.workflow_execution_signaled_event_attributes.signal_name
+            async for event in self.workflow(task).fetch_history_events()
+            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED
+        ]
+
+    async def waiting(self, task: str, *, timers: int = 1, timeout: float = 30) -> TaskProgress:
+        """Return what the workflow says of itself once it has started so many timers (its record is ahead of it)."""
+        async with asyncio.timeout(timeout):
+            async for event in self.workflow(task).fetch_history_events(wait_new_event=True):
+                timers -= event.event_type == EventType.EVENT_TYPE_TIMER_STARTED
+                if timers == 0:
+                    break
+        return await self.workflow(task).query(STATUS_QUERY, result_type=TaskProgress)
+
+    async def error_type(self, task: str) -> str | None:
+        """Return the type of the error with which the task's workflow failed."""
+        with pytest.raises(WorkflowFailureError) as failed:
+            await self.workflow(task).result()
+        assert isinstance(failed.value.cause, ApplicationError), failed.value.cause
+        return failed.value.cause.type
 
     async def history(self, task: str) -> list[str]:
         """Return the types of the events in the task's history."""
@@ -241,7 +272,7 @@ class Stack:
         ]
 
     async def activity_attempt(self, task: str, activity: str, attempt: int, *, timeout: float = 30) -> None:
-        """Return when Temporal has begun that attempt of a pending activity (it announces that to nobody: it is asked)."""
+        """Return when Temporal has begun that attempt of a pending activity. Nothing announces that: it is asked."""
         async with asyncio.timeout(timeout):
             while True:
                 description = (await self.workflow(task).describe()).raw_description
@@ -252,7 +283,8 @@ class Stack:
 
     async def token(self, view: TaskView) -> str:
         """Return the callback token of the task's attempt."""
-        created_at = await self.registry.workspaces.attempt_created_at(view.workspace_id, 1)
+        attempts = await rows(self.registry, "attempts")
+        created_at = next(row["created_at"] for row in attempts if row["workspace_id"] == view.workspace_id)
         assert isinstance(created_at, datetime)
         return mint_callback_token(
             self.keys,
@@ -261,6 +293,16 @@ class Stack:
             workflow_id=view.workflow_id,
             issued_at=created_at,
         )
+
+    async def agent_says(self, view: TaskView) -> str:
+        """Return what the task's workspace agent says of itself, once it says anything."""
+        assert view.workspace is not None
+        assert view.workspace.harness_url is not None
+        token = self.keys.agent_token(view.workspace_id, 1)
+        answer = await self.user.get(
+            f"{view.workspace.harness_url}/healthz", headers={"Authorization": f"Bearer {token}"}
+        )
+        return answer.json()["status"]
 
     async def left_over(self) -> dict[str, list[str]]:
         """Return, by task, the processes that its workspace has left behind."""
@@ -272,6 +314,19 @@ class Stack:
                     found[task] = commands
         return found
 
+    async def clean_up(self) -> None:
+        """End what a test that failed has left, so that it fails no other."""
+        for task in self.tasks:
+            view = await self.registry.tasks.get(task)
+            if view is None:
+                continue
+            if not view.status.is_final:
+                with suppress(RPCError):
+                    await self.workflow(task).terminate()
+            for process in await asyncio.to_thread(find_all, compute_name(view.workspace_id, 1)):
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+
 
 def command_line(pid: int) -> str:
     with suppress(OSError):
@@ -279,10 +334,21 @@ def command_line(pid: int) -> str:
     return ""
 
 
+def command_lines() -> list[str]:
+    """Return the command of every process of this machine."""
+    return [command_line(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def environment(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
 def agent_of(view: TaskView) -> ProcessId:
     """Return the workspace agent's process."""
     found = [
-        process for process in find_all(compute_name(view.workspace_id, 1)) if " serve --config " in command_line(process.pid)
+        process
+        for process in find_all(compute_name(view.workspace_id, 1))
+        if " serve --config " in command_line(process.pid)
     ]
     assert len(found) == 1, found
     return found[0]
@@ -314,8 +380,57 @@ class Gate:
     def open(self) -> None:
         os.write(self._fd, b"go on\n")
 
+    async def written(self, timeout: float = 30) -> str:
+        """Return what a program writes to it."""
+        loop = asyncio.get_running_loop()
+        is_there = asyncio.Event()
+        loop.add_reader(self._fd, is_there.set)
+        try:
+            async with asyncio.timeout(timeout):
+                await is_there.wait()
+        finally:
+            loop.remove_reader(self._fd)
+        return os.read(self._fd, 65536).decode()
+
     def close(self) -> None:
         os.close(self._fd)
+
+
+class Door:
+    """A way to the API that refuses every connection until it is opened."""
+
+    def __init__(self, url: str) -> None:
+        self._host, _, port = url.removeprefix("http://").rpartition(":")
+        self._port = int(port)
+        self._bound = socket.socket()
+        self._bound.bind(("127.0.0.1", 0))
+        self._server: asyncio.Server | None = None
+
+    async def __aenter__(self) -> "Door":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._server:
+            self._server.close()
+        self._bound.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._bound.getsockname()[1]}"
+
+    async def open(self) -> None:
+        self._server = await asyncio.start_server(self._pass_on, sock=self._bound)
+
+    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._host, self._port)
+        await asyncio.gather(self._copy(reader, back), self._copy(there, writer))
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 def service_environment(**more: str) -> dict[str, str]:
@@ -323,6 +438,7 @@ def service_environment(**more: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("TASKRUNNER_", "TEMPORAL_")) and name not in {"PROVISION_TIMEOUT_SECONDS", COMPUTE_MARKER}
+        if not name.startswith(("TASKRUNNER_", "TEMPORAL_"))
+        and name not in {"PROVISION_TIMEOUT_SECONDS", COMPUTE_MARKER}
     }
     return {**kept, "PYTHONPATH": str(ROOT), **more}

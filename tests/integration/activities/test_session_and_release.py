@@ -30,6 +30,7 @@ from messages.tasks import TaskOutcome
 from store.registry import Registry
 from tests.integration.activities.conftest import World, completed, release, timed_out
 from tests.support.callback_api import CallbackApi
+from tests.support.records import session_of
 
 
 async def test_the_last_look_believes_a_stored_callback_first(world: World) -> None:
@@ -148,7 +149,7 @@ async def test_no_session_begins_after_another_verdict(world: World) -> None:
     _, handle = await world.provision(task)
     await world.registry.workspaces.record_verdict(task.workspace_id, 1, Verdict.TIMED_OUT, timed_out(task).failure)
     await world.fails(world.activities.create_session, world.session(task, handle), ErrorType.ATTEMPT_SUPERSEDED)
-    assert await world.registry.sessions.get(world.session(task, handle).session_id) is None
+    assert await session_of(world.registry, task.task_id) is None
 
 
 async def test_an_agent_that_ended_at_its_start_fails_with_its_log_and_not_with_connection_refused(
@@ -222,7 +223,7 @@ async def test_release_ends_a_session_whose_end_nobody_told(world: World) -> Non
     session = world.session(task, handle)
     await world.run(world.activities.create_session, session)
     await world.run(world.activities.release_workspace, release(request, completed(), session.session_id))
-    view = await world.registry.sessions.get(session.session_id)
+    view = await session_of(world.registry, task.task_id)
     assert view is not None
     assert view.status is SessionStatus.INTERRUPTED
     assert view.error
