@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from messages.explained import explain, troubles
 from store.errors import MigrationError, RegistryUnavailable
 
 PROBLEM_JSON = "application/problem+json"
@@ -82,10 +83,7 @@ def invalid_body(error: ValidationError, what: str) -> Problem:
 
     The offending values are left out: they may be long, or secret.
     """
-    errors = [
-        {"field": ".".join(str(part) for part in e["loc"]) or "(body)", "message": _plain(e["msg"])}
-        for e in error.errors(include_url=False, include_input=False, include_context=False)
-    ]
+    errors = [{"field": trouble.field or "(body)", "message": trouble.text} for trouble in troubles(error)]
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Problem(
@@ -94,10 +92,6 @@ def invalid_body(error: ValidationError, what: str) -> Problem:
         f"the {what} is not valid: {first['field']}: {first['message']}{more}",
         errors=errors[:_SHOWN_ERRORS],
     )
-
-
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
 
 
 def install(app: FastAPI) -> None:
@@ -119,7 +113,7 @@ def install(app: FastAPI) -> None:
 
     async def on_parameters(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        errors = [{"field": str(e["loc"][-1]), "message": _plain(e["msg"])} for e in error.errors()]
+        errors = [{"field": str(e["loc"][-1]), "message": explain(e)} for e in error.errors()]
         detail = "; ".join(f"parameter {e['field']}: {e['message']}" for e in errors[:3])
         return Problem(400, "invalid-parameter", detail, errors=errors[:_SHOWN_ERRORS]).response(request)
 

@@ -2,12 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
 from pydantic import ValidationError
 
+from messages.explained import first_trouble
 from messages.names import random_id
 from messages.statuses import BackendKind
 from messages.tasks import Repository, TaskInput, TaskRequest
@@ -32,6 +34,7 @@ class TemplateFolder:
         self._signature: _Signature | None = None
         self._templates: dict[str, Template] = {}
         self._broken: dict[str, str] = {}
+        self._called: dict[str, set[str]] = {}
 
     def all(self) -> list[Template]:
         """Return every usable template, by name."""
@@ -47,9 +50,13 @@ class TemplateFolder:
         templates, broken = self._current()
         if name in templates:
             return templates[name]
+        for file, why in sorted(broken.items()):
+            if name in self._called.get(file, ()):
+                raise TemplateError(f"the template {name[:100]!r} cannot be used: {file}: {why}")
         text = f"there is no template {name[:100]!r}; known: {', '.join(sorted(templates))}"
         if broken:
-            text += "; not usable: " + "; ".join(f"{file}: {why}" for file, why in sorted(broken.items()))
+            files = "1 file" if len(broken) == 1 else f"{len(broken)} files"
+            text += f"; {files} cannot be used: taskrunner templates list"
         raise TemplateError(text)
 
     def _current(self) -> tuple[dict[str, Template], dict[str, str]]:
@@ -72,10 +79,13 @@ class TemplateFolder:
             yield from sorted(path for path in self._folder.iterdir() if path.suffix in {".yaml", ".yml"})
 
     def _read(self, files: list[Path]) -> None:
-        self._templates, self._broken = {}, {}
+        self._templates, self._broken, self._called = {}, {}, {}
         for file in files:
+            self._called[file.name] = {file.stem}
             try:
-                template = load_template(file)
+                content = _content(file)
+                self._called[file.name].add(str(content.get("name")))
+                template = _validated(content)
                 if template.name in self._templates:
                     raise TemplateError(f"the name {template.name!r} is taken by another template; choose another")
             except TemplateError as e:
@@ -95,6 +105,10 @@ def _mark(file: Path) -> tuple[str, int, int]:
 
 def load_template(file: Path) -> Template:
     """Read one template; raise :class:`TemplateError` with what is wrong where."""
+    return _validated(_content(file))
+
+
+def _content(file: Path) -> dict[Any, Any]:
     try:
         with file.open("rb") as opened:
             raw = opened.read(MAX_TEMPLATE_BYTES + 1)
@@ -107,17 +121,14 @@ def load_template(file: Path) -> Template:
         raise TemplateError(f"not valid YAML: {' '.join(str(e).split())[:300]}") from e
     if not isinstance(content, dict):
         raise TemplateError("not a mapping; a template starts with a line like: name: my-template")
-    return _validated(cast(dict[Any, Any], content))
+    return cast(dict[Any, Any], content)
 
 
 def _validated(content: dict[Any, Any]) -> Template:
     try:
         return Template.model_validate(content)
     except ValidationError as e:
-        first = e.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        raise TemplateError(f"{where}: {message}" if where else message) from None
+        raise TemplateError(str(first_trouble(e))) from None
 
 
 def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) -> TaskInput:
@@ -156,6 +167,8 @@ def _template(request: TaskRequest, templates: TemplateFolder) -> Template:
         except ValueError as e:
             raise TemplateError(str(e)) from None
     if request.timeout is not None:
+        if request.timeout <= timedelta(0):
+            raise TemplateError("timeout: has to be positive, for example 90s or 2h")
         changes["session_timeout"] = request.timeout
     if request.template is None and request.backend is not None and name not in {t.name for t in templates.all()}:
         name = BackendKind.LOCAL.value  # no template of its own: validation below says which backends there are

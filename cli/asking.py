@@ -6,16 +6,18 @@ import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import click
 
 from cli import render
 from cli.client import ApiClient
 from cli.discovery import find_service
-from cli.errors import Unreachable
+from cli.errors import CliError, Unreachable
 from cli.follow import EMPTY_FOLDER, uses_empty_folder
 from cli.running import build_request, placed
+from messages.durations import format_duration
 from messages.settings import read_settings
 from messages.statuses import EventKind, TaskStatus
 
@@ -41,7 +43,12 @@ def submit(as_json: bool, **options: str | None) -> None:
     task = call_api(lambda api: api.submit(placed(request, settings, api.service)))
     if uses_empty_folder(request):
         render.say(EMPTY_FOLDER)
-    click.echo(task.model_dump_json() if as_json else task.id)
+    try:
+        click.echo(task.model_dump_json() if as_json else task.id)
+    except OSError as e:
+        raise CliError(
+            f"the output cannot be written ({e.strerror}), but task {task.id} is submitted and goes on"
+        ) from e
 
 
 def list_tasks(as_json: bool, **filters: str | int | None) -> None:
@@ -137,12 +144,16 @@ def list_templates(as_json: bool) -> None:
 def show_template(name: str, as_json: bool) -> None:
     """Print one template, with the provision timeout that the service would give it."""
     import yaml
+    from pydantic import TypeAdapter
 
     found = call_api(lambda api: api.template(name))
     if as_json:
         click.echo(json.dumps(found))
         return
-    click.echo(yaml.safe_dump(found["template"], sort_keys=False).rstrip())
+    content: dict[str, Any] = found["template"]
+    for field in ("session_timeout", "heartbeat_interval"):  # JSON carries them as ISO 8601
+        content[field] = format_duration(TypeAdapter(timedelta).validate_python(content[field]))
+    click.echo(yaml.safe_dump(content, sort_keys=False).rstrip())
     click.echo(f"# readiness: {found['readiness']}")
     click.echo(f"# provision timeout: {found['provision_timeout_seconds']} s ({found['provision_timeout_rule']})")
 

@@ -9,7 +9,7 @@ import httpx
 from pydantic import ValidationError
 
 from cli.discovery import Service
-from cli.errors import CliError, Refused, Unreachable, UsageError
+from cli.errors import Refused, Unreachable, UsageError
 from messages.names import is_id
 from messages.tasks import TaskRequest
 from messages.views import EventView, TaskPage, TaskView
@@ -18,6 +18,8 @@ _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
 """Event streams say something every 15 s, so one that is silent for three times as long is dead."""
 
+
+_PROBLEM = "application/problem+json"
 
 _View = TypeVar("_View", TaskView, TaskPage)
 
@@ -67,9 +69,7 @@ class ApiClient:
             again = f"--id {request.id}"
             if again in str(e) or isinstance(e.__cause__, httpx.ConnectError | httpx.ConnectTimeout):
                 raise
-            raise Disconnected(
-                f"{e}; the task may have been taken: repeat the same request with {again}"
-            ) from e
+            raise Disconnected(f"{e}; the task may have been taken: repeat the same request with {again}") from e
         return _read(TaskView, answer)
 
     async def task(self, task_id: str) -> TaskView:
@@ -87,20 +87,20 @@ class ApiClient:
 
     async def diff(self, task_id: str) -> bytes:
         """Return the change that a task's agent made, as a patch."""
-        return (await self._call("GET", f"/api/tasks/{_checked(task_id)}/diff")).content
+        return (await self._call("GET", f"/api/tasks/{_checked(task_id)}/diff", gives="text/x-diff")).content
 
     async def templates(self) -> dict[str, Any]:
         """Return the templates that the service knows, and why others cannot be used."""
-        return (await self._call("GET", "/api/templates")).json()
+        return self._object(await self._call("GET", "/api/templates"), "templates", "broken")
 
     async def template(self, name: str) -> dict[str, Any]:
         """Return one template, with its effective values."""
-        return (await self._call("GET", f"/api/templates/{_checked(name)}")).json()
+        return self._object(await self._call("GET", f"/api/templates/{_checked(name)}"), "template")
 
     async def output(self, task_id: str, *, offset: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
         """Yield the output of a task's agent from ``offset`` (bytes) on; with ``follow`` until the task has ended."""
         params = {"offset": offset, "follow": "true" if follow else "false"}
-        async with self._stream(f"/api/tasks/{_checked(task_id)}/logs", params=params) as answer:
+        async with self._stream(f"/api/tasks/{_checked(task_id)}/logs", params=params, gives="text/plain") as answer:
             async for piece in answer.aiter_raw():
                 yield piece
 
@@ -108,7 +108,8 @@ class ApiClient:
         """Yield what happened to a task since the event ``after``; with ``follow``, what happens until it has ended."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
         params = {"follow": "true" if follow else "false"}
-        async with self._stream(f"/api/tasks/{_checked(task_id)}/events", headers=headers, params=params) as answer:
+        path = f"/api/tasks/{_checked(task_id)}/events"
+        async with self._stream(path, headers=headers, params=params, gives="text/event-stream") as answer:
             data: list[str] = []
             async for line in answer.aiter_lines():
                 if line.startswith("data:"):
@@ -117,53 +118,80 @@ class ApiClient:
                     yield EventView.model_validate_json("\n".join(data))
                     data = []
 
-    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _call(self, method: str, path: str, *, gives: str = "application/json", **options: Any) -> httpx.Response:
         try:
             answer = await self._http.request(method, path, **options)
         except httpx.HTTPError as e:
             raise self._away(e) from e
-        self._raise_for(answer)
+        self._raise_for(answer, gives)
         return answer
 
     @asynccontextmanager
-    async def _stream(self, path: str, **options: Any) -> AsyncGenerator[httpx.Response]:
+    async def _stream(self, path: str, *, gives: str, **options: Any) -> AsyncGenerator[httpx.Response]:
         # Following may be silent for long on purpose, so only the connection's own keep-alive comments bound it.
         timeout = _STREAM_TIMEOUT if path.endswith("/events") else httpx.Timeout(None, connect=5.0)
         try:
             async with self._http.stream("GET", path, timeout=timeout, **options) as answer:
                 if answer.status_code >= 400:
                     await answer.aread()
-                self._raise_for(answer)
+                self._raise_for(answer, gives)
                 yield answer
         except httpx.HTTPError as e:
             raise self._away(e) from e
 
-    def _away(self, error: httpx.HTTPError) -> Disconnected:
+    def _away(self, error: httpx.HTTPError) -> Unreachable:
         reason = str(error) or type(error).__name__
+        if isinstance(error, httpx.RemoteProtocolError) and not self.has_answered and "illegal" in reason:
+            return self._not_ours()  # what answers does not even speak HTTP
         return Disconnected(
             f"no service answers at {self.service.url} ({reason}); "
             "start one with: taskrunner dev, or correct TASKRUNNER_API_URL"
         )
 
-    def _raise_for(self, answer: httpx.Response) -> None:
-        self.has_answered = True
+    def _object(self, answer: httpx.Response, *keys: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = answer.json()
+            if all(key in found for key in keys):
+                return found
+        except (ValueError, TypeError):
+            pass
+        raise self._not_ours()
+
+    def _not_ours(self) -> Unreachable:
+        return Unreachable(
+            f"{self.service.url} answered something that is not taskrunner's API; check TASKRUNNER_API_URL"
+        )
+
+    def _raise_for(self, answer: httpx.Response, gives: str) -> None:
+        """Raise what an answer stands for that is not the one that was asked for, of the media type ``gives``."""
         code = answer.status_code
+        is_gateway = code in {502, 503, 504}  # may be one in front of the API, which says so in its own words
+        if not is_gateway and code != 204 and not _is_of_type(answer, gives if code < 300 else _PROBLEM):
+            raise self._not_ours()
+        if code == 401:
+            hint = "unset or correct TASKRUNNER_API_TOKEN" if self.service.token else "set TASKRUNNER_API_TOKEN"
+            raise Unreachable(f"{self.service.url} does not accept our token ({_problem_text(answer)}); {hint}")
+        self.has_answered = True
         if code < 400:
             return
         text = _problem_text(answer)
-        if code == 401:
-            raise Unreachable(f"{self.service.url} does not accept our token ({text}); set TASKRUNNER_API_TOKEN")
         if code >= 500 or code in {408, 425, 429}:
             raise Disconnected(f"{self.service.url} cannot answer now: {text}; try again later")
         raise (Refused if code in {404, 409} else UsageError)(text)
+
+
+def _is_of_type(answer: httpx.Response, media_type: str) -> bool:
+    return answer.headers.get("content-type", "").partition(";")[0].strip().lower() == media_type
 
 
 def _problem_text(answer: httpx.Response) -> str:
     """Return the text of an ``application/problem+json`` answer (RFC 9457), or what stands for one."""
     try:
         problem = answer.json()
+        if str(problem.get("type")).endswith(":unknown-task"):
+            return f"{str(problem['detail']).partition(';')[0]}; see: taskrunner list"
         text = problem.get("detail") or problem.get("title")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, KeyError):
         text = None
     return str(text) if text else f"HTTP {answer.status_code} {answer.reason_phrase}"
 
@@ -172,8 +200,10 @@ def _read(model: type[_View], answer: httpx.Response) -> _View:
     try:
         return model.model_validate_json(answer.content)
     except ValidationError as e:
-        where = str(answer.request.url)
-        raise CliError(f"{where} answered something else than a {model.__name__}; is it taskrunner's API?") from e
+        url = answer.request.url.copy_with(raw_path=b"/")
+        raise Unreachable(
+            f"{str(url).rstrip('/')} answered something that is not taskrunner's API; check TASKRUNNER_API_URL"
+        ) from e
 
 
 def _checked(name: str) -> str:

@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from cli import render
 from cli.client import ApiClient, Disconnected
@@ -60,6 +61,7 @@ class Follower:
         self._last_event = 0
         self._line_is_open = False
         self._output_is_closed = False
+        self._exit_code = INTERRUPTED  # if it comes to that
         self._created_at: datetime | None = None
 
     async def run(self) -> int:
@@ -71,16 +73,16 @@ class Follower:
         try:
             interrupted = await self._wait(following)
             if not following.done():
-                return INTERRUPTED
+                return self._exit_code
             try:
                 task = await following
             except (UsageError, Refused):
                 if interrupted:  # so early that there is no task
-                    return INTERRUPTED
+                    return self._exit_code
                 raise
             self._report(task)
-            if interrupted:
-                return INTERRUPTED
+            if interrupted or self._exit_code != INTERRUPTED:
+                return self._exit_code
             return 0 if task.status is TaskStatus.COMPLETED else 1
         finally:
             following.cancel()
@@ -193,9 +195,13 @@ class Follower:
             self._output.write(piece)
             self._output.flush()
             self._line_is_open = not piece.endswith(b"\n")
-        except BrokenPipeError:
-            # As to any program whose reader has gone: it is told to stop.
+        except OSError as e:
+            # As to any program whose reader has gone, or whose file takes no more: it is told to stop.
             self._output_is_closed = True
+            if not isinstance(e, BrokenPipeError):
+                self._say(f"The output cannot be written: {e.strerror}")
+                self._exit_code = 1
+                _discard(self._output)
             self._interrupts.put_nowait(signal.SIGPIPE)
 
     def _say_what_was_submitted(self, task: TaskView) -> None:
@@ -232,6 +238,13 @@ EMPTY_FOLDER = "not in a git repository: an empty folder is used"
 def uses_empty_folder(request: TaskRequest) -> bool:
     """Tell whether the user left it to us what to work on, and there was no repository around them."""
     return request.repository is None and request.backend is None and request.template is None
+
+
+def _discard(output: BinaryIO) -> None:
+    """Lead a stream that takes nothing any more, and what it still holds, to /dev/null."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, output.fileno())
+    os.close(nowhere)
 
 
 async def _once(call: Callable[[], Awaitable[_T]]) -> _T:

@@ -3,6 +3,7 @@
 Only click is imported here: ``taskrunner --help`` answers in a fraction of the time that the parts take to load.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -88,6 +89,9 @@ def cli() -> None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the program and return its exit code; every failure is one line on stderr."""
+    _fill_standard_streams()
+    if sys.stdout is None:
+        return _fail("stdout is closed; redirect it, to /dev/null where nobody reads it", 2)
     try:
         code = cli.main(args=args, prog_name="taskrunner", standalone_mode=False)
         sys.stdout.flush()
@@ -106,9 +110,31 @@ def main(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as e:
+        if isinstance(e, OSError) and _is_of_stdout(e):
+            # Keep the interpreter from trying again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if os.environ.get("TASKRUNNER_DEBUG"):
             raise
         return _fail(*explain(e))
+
+
+def _fill_standard_streams() -> None:
+    """Give what the caller has closed to /dev/null: else the next file that is opened would be stdout to a child."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # becomes the lowest that is free: this one
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison]
+        sys.stdin = open(os.devnull)  # noqa: PTH123, SIM115
+
+
+def _is_of_stdout(error: OSError) -> bool:
+    """Tell whether it is our own output that could not be written."""
+    return error.filename is None and error.errno in _UNWRITABLE
+
+
+_UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 def explain(error: Exception) -> tuple[str, int]:
@@ -119,10 +145,22 @@ def explain(error: Exception) -> tuple[str, int]:
         loaded = sys.modules.get(module)
         if loaded is not None and isinstance(error, getattr(loaded, name)):
             return str(error), exit_code
+    if isinstance(error, OSError) and _is_of_stdout(error):
+        return f"the output cannot be written: {error.strerror}", 1
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_working_folder():
+        here = os.environ.get("PWD", "the folder that you are in")
+        return f"{here} is gone; change to a folder that is there", 2
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}", 1
     return f"internal error: {type(error).__name__}: {error}; TASKRUNNER_DEBUG=1 shows where", 1
+
+
+def _has_working_folder() -> bool:
+    try:
+        return bool(os.getcwd())  # noqa: PTH109
+    except FileNotFoundError:
+        return False
 
 
 _PART_ERRORS = (

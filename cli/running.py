@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from cli.launch import is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, is_url
 from cli.threads import in_daemon_thread
 from messages.durations import parse_duration
+from messages.explained import first_trouble
 from messages.names import is_id, random_id
 from messages.settings import Settings
 from messages.statuses import BackendKind, TaskStatus
@@ -56,6 +58,7 @@ def build_request(**options: str | None) -> TaskRequest:
     if prompt == "-":
         prompt = sys.stdin.read()
     repository = _repository(options["repo"], options["ref"], backend, template)
+    timeout = _timeout(options["timeout"])
     try:
         return TaskRequest(
             # Known beforehand, so that the submission can be repeated, and cancelled before its answer is here.
@@ -66,14 +69,22 @@ def build_request(**options: str | None) -> TaskRequest:
             agent=options["agent"],
             repository=repository,
             ref=options["ref"],
-            timeout=parse_duration(options["timeout"]) if options["timeout"] else None,
+            timeout=timeout,
         )
     except ValidationError as e:
-        first = e.errors()[0]
-        field = f"{first['loc'][0]}: " if first["loc"] else ""
-        raise UsageError(f"{field}{first['msg'].removeprefix('Value error, ')}") from None
+        raise UsageError(str(first_trouble(e))) from None
+
+
+def _timeout(text: str | None) -> timedelta | None:
+    if text is None:
+        return None
+    try:
+        duration = parse_duration(text)
     except ValueError as e:
         raise UsageError(f"--timeout: {e}") from None
+    if duration <= timedelta(0):
+        raise UsageError(f"--timeout {text}: has to be longer than nothing, for example 90s or 2h")
+    return duration
 
 
 def _repository(repo: str | None, ref: str | None, backend: str | None, template: str | None) -> Repository | None:

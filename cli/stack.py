@@ -96,6 +96,9 @@ async def running_stack(
         await _take(lock, home, wait=while_used)
         earlier = home.read_record()
         keys, templates = installation_keys(settings), check_templates(settings)
+        if not while_used:  # a run says what is wrong with the one that it wants
+            for file, why in sorted(templates.broken().items()):
+                progress(f"The template {file} cannot be used: {why}")
         for pid in await asyncio.to_thread(end_leftovers, home.path):
             _log.warning("ended process %d, left behind by an earlier stack", pid)
         listeners = _listeners(ports.api, earlier)

@@ -73,7 +73,10 @@ def load_keys(path: Path) -> Keyring:
         return Keyring.model_validate_json(text)
     except ValidationError as e:
         fields = ", ".join(sorted({".".join(map(str, error["loc"])) or "(whole file)" for error in e.errors()}))
-        raise KeysError(f"the keys file {path} is broken ({fields}); restore it from a backup") from None
+        raise KeysError(
+            f"the keys file {path} is broken ({fields}); restore it, or move it away to begin "
+            "with new keys (running workspaces can then no longer report)"
+        ) from None
 
 
 def create_keys(path: Path) -> Keyring:

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from messages.explained import first_trouble
+
 DEFAULT_API_URL = "http://127.0.0.1:8070"
 
 
@@ -52,7 +54,19 @@ class Settings(BaseSettings):
     @field_validator("home", "templates", "keys_file", "temporal_bin")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        return path.expanduser().absolute() if path else None
+        try:
+            return path.expanduser().absolute() if path else None
+        except RuntimeError:
+            raise ValueError(
+                f"{str(path)!r} names the home of a user that there is not; write the whole path"
+            ) from None
+
+    @field_validator("api_token")
+    @classmethod
+    def _fits_into_a_header(cls, token: SecretStr | None) -> SecretStr | None:
+        if token is not None and not re.fullmatch(r"[!-~]+", token.get_secret_value()):
+            raise ValueError("a token is printable ASCII without spaces and newlines, and this one is not; correct it")
+        return token
 
     @field_validator("api_url", "public_url")
     @classmethod
@@ -78,7 +92,8 @@ def read_settings() -> Settings:
     """Read the environment; raise :class:`SettingsError` with one line for a value that cannot be used."""
     try:
         return Settings()
+    except RuntimeError:  # of the default
+        raise SettingsError("TASKRUNNER_HOME: no home folder of yours can be found; set it to a folder") from None
     except ValidationError as e:
-        first = e.errors()[0]
-        variable = f"TASKRUNNER_{first['loc'][0]}".upper()
-        raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from None
+        first = first_trouble(e)
+        raise SettingsError(f"TASKRUNNER_{first.field.upper()}: {first.text}") from None

@@ -1,9 +1,11 @@
 """The embedded Temporal: the CLI's development server with its UI, on an SQLite file."""
 
+import asyncio
 import errno
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,11 +82,45 @@ def end_leftovers(home: Path) -> list[int]:
     return pids
 
 
+_SQLITE_HEADER = b"SQLite format 3\0"
+_BROKEN_DATABASE = ("file is not a database", "database disk image is malformed")
+
+
+def _broken(database: Path) -> StackError:
+    return StackError(f"{database} is not a database that Temporal can use; move it away to start with an empty one")
+
+
+def _require_sqlite(database: Path) -> None:
+    """Raise ``StackError`` where a file is in the way that is no SQLite database."""
+    try:
+        with database.open("rb") as file:
+            header = file.read(len(_SQLITE_HEADER))
+    except FileNotFoundError:
+        return
+    except OSError as e:
+        raise StackError(f"{database} cannot be read: {e.strerror}; move it away to start with an empty one") from e
+    if header not in {b"", _SQLITE_HEADER}:
+        raise _broken(database)
+
+
+def _is_temporal(program: Path) -> bool:
+    """Tell whether the program says that it is the Temporal CLI."""
+    try:
+        done = subprocess.run(
+            [str(program), "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0 and b"temporal" in done.stdout.lower()
+
+
 async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) -> TemporalServer:
     """Start the server on ``<home>/temporal.db`` (made if missing), with our search attributes; takes about 1 s.
 
     The caller holds the stack's lock. Raises ``StackError``.
     """
+    database = home / "temporal.db"
+    _require_sqlite(database)
     # Settings for clients would only confuse the server.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
     env[STACK_MARKER] = str(home)
@@ -97,14 +133,23 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
         *(part for value in _DYNAMIC_CONFIG for part in ("--dynamic-config-value", value)),
         *(part for key in SEARCH_ATTRIBUTES for part in ("--search-attribute", f"{key.name}=Keyword")),
     ]
-    child = await Child.start(
-        "Temporal",
-        argv,
-        cwd=home,
-        env=env,
-        log=home / "logs" / "temporal.log",
-        is_ready=lambda line: line.startswith("Server:"),
-        timeout=60,
-        stop_signal=signal.SIGTERM,
-    )
+    try:
+        child = await Child.start(
+            "Temporal",
+            argv,
+            cwd=home,
+            env=env,
+            log=home / "logs" / "temporal.log",
+            is_ready=lambda line: line.startswith("Server:"),
+            timeout=60,
+            stop_signal=signal.SIGTERM,
+        )
+    except StackError as e:
+        if not await asyncio.to_thread(_is_temporal, program):
+            raise StackError(
+                f"{program} is not a Temporal CLI; correct or unset TASKRUNNER_TEMPORAL_BIN, or take it off PATH"
+            ) from e
+        if any(words in str(e) for words in _BROKEN_DATABASE):
+            raise _broken(database) from e
+        raise
     return TemporalServer(child, port, ui_port)

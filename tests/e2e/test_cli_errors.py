@@ -1,9 +1,13 @@
 """Whatever is wrong: one line that says what to do, the right exit code, no traceback, nothing left behind."""
 
+import shlex
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -51,7 +55,7 @@ def make_repository(folder: Path, *, commit: bool = True) -> Path:
         (["run", "--agent", "wizard", "x"], ["wizard", "shell"]),
         (["run", "--template", "nope", "x"], ["nope", "local, worktree"]),
         (["run", "--timeout", "5", "x"], ["--timeout", "90s"]),
-        (["run", "--timeout", "0s", "x"], ["session_timeout"]),
+        (["run", "--timeout", "0s", "x"], ["--timeout 0s"]),
         (["run", "--id", "../x", "x"], ["../x", "letters"]),
         (["run", "--id", "Ä", "x"], ["letters"]),
         (["run", "--repo", "/nowhere/at/all", "x"], ["/nowhere/at/all", "no such folder"]),
@@ -112,6 +116,92 @@ def test_without_a_service_the_way_to_one_is_told(cli: Cli, args: list[str]) -> 
     assert not cli.home.exists()
 
 
+@contextmanager
+def answering(content: str, status: int = 200, body: bytes = b"{}") -> Iterator[str]:
+    """Another program's server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Content-Type", content)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "body"),
+    [
+        ("text/html", 200, b"<html>"),
+        ("text/html", 404, b"<html>"),
+        ("text/html", 401, b"<html>"),
+        ("text/html", 301, b""),
+        ("application/json", 200, b'{"hello": "world"}'),
+        ("application/json", 404, b'{"detail": "Not Found"}'),
+    ],
+)
+def test_something_else_at_the_named_address_is_told_apart(cli: Cli, content: str, status: int, body: bytes) -> None:
+    with answering(content, status, body) as url:
+        for args in (["run", "x"], ["list"], ["logs", "-f", "x"], ["diff", "x"], ["templates", "list"]):
+            finished = cli.run(*args, env={"TASKRUNNER_API_URL": url}, timeout=15)
+            refused(finished, 3, url, "something that is not taskrunner's API; check TASKRUNNER_API_URL")
+
+
+@pytest.mark.parametrize("token", ["geh€im", "se cret", "secret\n", "\udcff"])
+def test_a_token_that_no_header_takes_is_refused_and_not_shown(cli: Cli, token: str) -> None:
+    """S37."""
+    finished = cli.run("list", env={"TASKRUNNER_API_URL": "http://127.0.0.1:1", "TASKRUNNER_API_TOKEN": token})
+    refused(finished, 2, "TASKRUNNER_API_TOKEN")
+    assert "cret" not in finished.err
+    assert "geh" not in finished.err
+
+
+def test_the_home_of_nobody_and_a_folder_that_is_gone_are_named(cli: Cli) -> None:
+    refused(cli.run("list", env={"TASKRUNNER_HOME": "~nope/x"}), 2, "TASKRUNNER_HOME", "~nope/x")
+    refused(cli.run("run", "--repo", "~nope/x", "true"), 2, "~nope/x")
+    script = f"mkdir gone && cd gone && rmdir ../gone && exec {shlex.join([*PROGRAM, 'run', 'true'])}"
+    done = subprocess.run(["/bin/sh", "-c", script], cwd=cli.cwd, env=cli.env, capture_output=True, check=False)
+    refused(Finished(done.returncode, done.stdout, done.stderr), 2, str(cli.cwd / "gone"))
+
+
+def test_an_output_that_takes_nothing_is_told(cli: Cli) -> None:
+    def to(target: str, *args: str) -> Finished:
+        script = f"exec {shlex.join([*PROGRAM, *args])} {target}"
+        done = subprocess.run(["/bin/sh", "-c", script], cwd=cli.cwd, env=cli.env, capture_output=True, check=False)
+        return Finished(done.returncode, done.stdout, done.stderr)
+
+    refused(to(">&-", "list"), 2, "stdout is closed")
+    with cli.dev():
+        refused(to("> /dev/full", "list", "--json"), 1, "No space left on device")
+        submitted = to("> /dev/full", "submit", "--backend", "local", "--id", "unseen", "true")
+        refused(submitted, 1, "No space left on device", "unseen", "goes on")
+        followed = to("> /dev/full", "run", "--backend", "local", "--id", "unread", "echo x; sleep 1000")
+        assert followed.code == 1, followed
+        for told in ("No space left on device", "Task unread goes on", "taskrunner cancel unread"):
+            assert told in followed.err
+        assert cli.run("cancel", "unread").code == 0
+        assert cli.run("logs", "-f", "unread").code == 0
+    own = to("> /dev/full", "run", "--backend", "local", "echo x; sleep 1000")
+    assert own.code == 1, own
+    assert "No space left on device" in own.err
+    assert "cancelled in " in own.err
+    assert "Traceback" not in own.err
+
+
 def test_a_named_service_that_does_not_answer_is_not_replaced(cli: Cli) -> None:
     env = {"TASKRUNNER_API_URL": "http://127.0.0.1:1"}
     for args in (["run", "echo x"], ["list"]):
@@ -165,10 +255,16 @@ def test_homes_that_cannot_be_used(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
-        ("keys.json", "{", 2, ["keys.json"]),
+        ("keys.json", "{", 2, ["keys.json", "restore it, or move it away to begin with new keys"]),
         ("postgres/PG_VERSION", "9\n", 3, ["postgres"]),
         ("postgres/something", "x", 3, ["postgres", "move it away"]),
-        ("temporal.db", "this is no database, and longer than a page header " * 100, 3, ["Temporal"]),
+        (
+            "temporal.db",
+            "this is no database, and longer than a page header " * 100,
+            3,
+            ["temporal.db", "move it away"],
+        ),
+        ("temporal.db", "SQLite format 3\0" + "and nothing of one " * 500, 3, ["temporal.db", "move it away"]),
     ],
 )
 def test_a_broken_part_of_the_home_is_named(cli: Cli, name: str, content: str, code: int, words: list[str]) -> None:
@@ -214,7 +310,11 @@ def test_without_any_way_to_temporal_what_to_install_is_told(cli: Cli) -> None:
     assert "Traceback" not in finished.err
     assert [path.name for path in (cli.cwd / "cache" / "taskrunner" / "bin").iterdir()] == [".lock"]
     refused(cli.run("dev", env={"TASKRUNNER_TEMPORAL_BIN": "/nowhere/temporal"}), 3, "TASKRUNNER_TEMPORAL_BIN")
-    refused(cli.run("dev", "--port", "0", env={"TASKRUNNER_TEMPORAL_BIN": "/bin/false"}), 3, "Temporal")
+    refused(
+        cli.run("dev", "--port", "0", env={"TASKRUNNER_TEMPORAL_BIN": "/bin/false"}),
+        3,
+        "/bin/false is not a Temporal CLI",
+    )
     assert cli.processes() == {}
 
 

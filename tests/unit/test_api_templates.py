@@ -42,7 +42,12 @@ def test_a_folder_adds_to_them_and_a_change_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (b"name: mine\nbackend: lokal\n", "backend"),
+        (b"name: mine\nbackend: lokal\n", "backend: has to be one of: local, worktree"),
+        (b"name: Mine!\nbackend: local\n", "name: has to be at most 40 small letters"),
+        (b"backend: local\n", "name: is missing"),
+        (b"name: mine\nbackend: local\nsetup: x\n", "setup: has to be a list"),
+        (b"name: mine\nbackend: local\nenv: [x]\n", "env: has to be a mapping"),
+        (b"name: mine\nbackend: local\nruntime_config: {provision_timeout_seconds: x}\n", "a whole number"),
         (b"name: mine\nbackend: local\nsetpu: []\n", "did you mean 'setup'"),
         (b"name: mine\nbackend: vm\n", "not available in this release"),
         (b"name: local\nbackend: local\n", "is taken"),
@@ -66,8 +71,10 @@ def test_a_broken_file_is_named_with_its_reason_and_spoils_no_other(tmp_path: Pa
     assert list(folder.broken()) == ["broken.yml"]
     assert why in folder.broken()["broken.yml"]
     assert "\n" not in folder.broken()["broken.yml"]
-    with pytest.raises(TemplateError, match=r"broken\.yml"):
-        folder.find("mine")
+    with pytest.raises(TemplateError, match=r"^the template 'broken' cannot be used: broken\.yml: .*"):
+        folder.find("broken")
+    with pytest.raises(TemplateError, match="worktree; 1 file cannot be used: taskrunner templates list"):
+        folder.find("other")
 
 
 def test_a_folder_that_is_not_there_says_which_setting_to_check(tmp_path: Path) -> None:

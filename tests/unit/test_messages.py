@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from messages import names
 from messages.callbacks import LOG_TAIL_BYTES, ReadyBody, log_tail
 from messages.durations import Duration, format_duration, parse_duration
+from messages.explained import first_trouble
 from messages.keys import Keyring, KeysError, create_keys, load_keys
 from messages.statuses import (
     SESSION_TRANSITIONS,
@@ -236,3 +237,24 @@ def test_agents_tokens_differ_by_workspace_and_attempt(keys: Keyring) -> None:
     tokens = {keys.agent_token(workspace, attempt) for workspace in ("a", "b") for attempt in (1, 2)}
     assert len(tokens) == 4
     assert all(len(token) == 64 for token in tokens)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ({}, "prompt: is missing"),
+        ({"prompt": ""}, "prompt: is blank"),
+        ({"prompt": 1}, "prompt: has to be text"),
+        ({"prompt": "x", "id": "Ä"}, "id: has to be at most 40 small letters, digits and hyphens, not a hyphen first"),
+        ({"prompt": "x", "backend": "nope"}, "backend: has to be one of: local, worktree"),
+        ({"prompt": "x", "wat": 1}, "wat: is not known here"),
+        ({"prompt": "x", "timeout": "soon"}, "timeout: 'soon' is not a duration"),
+        ({"prompt": "x", "ref": "a b"}, "ref: has to be a branch, a tag or a commit"),
+        ({"prompt": "x", "repository": "y"}, "repository: has to be a mapping"),
+        ({"prompt": "x", "repository": {"path": "y"}}, "repository.path: has to be an absolute path"),
+    ],
+)
+def test_what_is_wrong_is_told_in_words_for_people(body: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        TaskRequest.model_validate(body)
+    assert str(first_trouble(caught.value)).startswith(told)

@@ -1,0 +1,103 @@
+"""What pydantic finds wrong, in words for the people whose value it is."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from messages.names import ID_PATTERN
+
+_BY_TYPE = {
+    "missing": "is missing",
+    "string_type": "has to be text",
+    "string_unicode": "has to be text in UTF-8",
+    "bool_type": "has to be true or false",
+    "bool_parsing": "has to be true or false",
+    "int_type": "has to be a whole number",
+    "int_parsing": "has to be a whole number",
+    "int_from_float": "has to be a whole number",
+    "float_type": "has to be a number",
+    "float_parsing": "has to be a number",
+    "list_type": "has to be a list",
+    "tuple_type": "has to be a list",
+    "dict_type": "has to be a mapping",
+    "model_type": "has to be a mapping",
+    "model_attributes_type": "has to be a mapping",
+    "url_parsing": "has to be an address: http://host:port",
+    "url_type": "has to be an address: http://host:port",
+    "url_scheme": "has to be an address: http://host:port or https://host:port",
+    "extra_forbidden": "is not known here",
+    "time_delta_type": "is not a duration: write for example 90s, 15m, 2h or 1h30m",
+    "time_delta_parsing": "is not a duration: write for example 90s, 15m, 2h or 1h30m",
+}
+_BY_PATTERN = {
+    ID_PATTERN: "has to be at most 40 small letters, digits and hyphens, not a hyphen first",
+    r"^[A-Za-z_][A-Za-z0-9_]*$": "has to be letters, digits and underscores, not a digit first",
+    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$": "has to be at most 100 letters, digits, dots, underscores and hyphens",
+    r"^/[^\x00]*$": "has to be an absolute path",
+    r"^[^-\x00\s][^\x00\s]*$": "has to be a branch, a tag or a commit: without spaces, and no hyphen first",
+}
+
+
+class Trouble(NamedTuple):
+    """One thing that is wrong: ``field`` (dotted; empty for the whole) and what is wrong with it."""
+
+    field: str
+    text: str
+
+    def __str__(self) -> str:
+        """Return both in one line."""
+        return f"{self.field}: {self.text}" if self.field else self.text
+
+
+def troubles(error: ValidationError) -> list[Trouble]:
+    """Return all that is wrong, at least one. No value is quoted: it may be long, or secret."""
+    return [
+        Trouble(".".join(str(part) for part in each["loc"]), explain(each))
+        for each in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def first_trouble(error: ValidationError) -> Trouble:
+    """Return the first thing that is wrong."""
+    return troubles(error)[0]
+
+
+def explain(error: Mapping[str, Any]) -> str:
+    """Return what one of pydantic's errors means. The context that pydantic gave is used where it is there."""
+    kind: str = error["type"]
+    context: Mapping[str, Any] = error.get("ctx") or {}
+    if kind in _BY_TYPE:
+        return _BY_TYPE[kind]
+    match kind:
+        case "string_too_short":
+            return (
+                "is blank" if context.get("min_length") == 1 else f"is shorter than {context['min_length']} characters"
+            )
+        case "string_too_long":
+            return f"is longer than {context['max_length']} characters"
+        case "too_short":
+            return "is empty" if context.get("min_length") == 1 else f"has fewer than {context['min_length']} entries"
+        case "too_long":
+            return f"has more than {context['max_length']} entries"
+        case "string_pattern_mismatch":
+            return _BY_PATTERN.get(context["pattern"], f"does not look like {context['pattern']}")
+        case "enum" | "literal_error":
+            return f"has to be one of: {_names(context['expected'])}"
+        case "greater_than":
+            return f"has to be greater than {context['gt']}"
+        case "greater_than_equal":
+            return f"has to be at least {context['ge']}"
+        case "less_than":
+            return f"has to be less than {context['lt']}"
+        case "less_than_equal":
+            return f"has to be at most {context['le']}"
+        case "json_invalid":
+            return f"is not JSON: {context['error']}"
+        case _:
+            return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _names(expected: str | Iterable[str]) -> str:
+    listed = expected if isinstance(expected, str) else ", ".join(expected)
+    return listed.replace(" or ", ", ").replace("'", "")
