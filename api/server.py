@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ipaddress
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
 import uvicorn
@@ -53,30 +53,6 @@ def url_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-async def serve(
-    given: ApiDependencies,
-    host: str = "127.0.0.1",
-    port: int = 8070,
-    *,
-    sock: socket.socket | None = None,
-    stop: asyncio.Event | None = None,
-    started: Callable[[str], None] | None = None,
-) -> None:
-    """Serve the API until ``stop`` is set or the task is cancelled; then end streams and finish what is under way.
-
-    ``sock`` is a bound socket to use in place of host and port, and is closed at the end. ``started`` is called with
-    the URL once requests are answered. Raises ``OSError`` where the address cannot be had.
-    """
-    async with running(given, host, port, sock=sock) as server:
-        if started is not None:
-            started(server.url)
-        waiters = [server.task, asyncio.ensure_future((stop or asyncio.Event()).wait())]
-        try:
-            await asyncio.wait(waiters, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            waiters[1].cancel()
-
-
 class RunningServer:
     """A server that answers. ``task`` ends when it does."""
 
@@ -89,7 +65,11 @@ class RunningServer:
 async def running(
     given: ApiDependencies, host: str = "127.0.0.1", port: int = 8070, *, sock: socket.socket | None = None
 ) -> AsyncGenerator[RunningServer]:
-    """Serve the API for as long as the context lasts; as :func:`serve` for the rest."""
+    """Serve the API for as long as the context lasts; then end streams and finish what is under way.
+
+    ``sock`` is a bound socket to use in place of host and port, and is closed at the end. Raises ``OSError`` where the
+    address cannot be had.
+    """
     bound = sock or bind(host, port)
     url = url_of(bound)
     app = create_app(given, loopback=ipaddress.ip_address(bound.getsockname()[0]).is_loopback)

@@ -35,7 +35,7 @@ _NEW_ATTEMPT = """
         heartbeat_state = NULL, heartbeat_reason = NULL, heartbeat = NULL, last_heartbeat_at = NULL
     WHERE id = %(workspace_id)s
 """
-ATTEMPT_CREATED_AT = "SELECT created_at FROM attempts WHERE workspace_id = %(workspace_id)s AND attempt = %(attempt)s"
+_CREATED_AT = "SELECT created_at FROM attempts WHERE workspace_id = %(workspace_id)s AND attempt = %(attempt)s"
 
 
 async def begin_attempt(
@@ -68,7 +68,7 @@ async def begin_attempt(
         _refuse_foreign(workspace, task.task_id, workflow_id)
         if workspace.attempt > attempt or workspace.status is not WorkspaceStatus.PROVISIONING:
             raise AttemptSuperseded(_superseded(workspace, attempt))
-        created_at = await scalar(connection, ATTEMPT_CREATED_AT, names)
+        created_at = await scalar(connection, _CREATED_AT, names)
     return created_at
 
 

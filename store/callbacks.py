@@ -4,6 +4,7 @@ from typing import Any
 
 from psycopg.rows import class_row
 
+from store.changes import CHANNEL
 from store.database import Connection, Group, statement
 from store.records import KeptCallback
 from store.values import jsonb
@@ -18,7 +19,7 @@ _KEEP = """
         ON CONFLICT DO NOTHING
         RETURNING id
     )
-    SELECT pg_notify('taskrunner', %(kept)s) FROM kept
+    SELECT pg_notify(%(channel)s, %(kept)s) FROM kept
 """
 _UNDELIVERED = """
     SELECT id, workflow_id, signal, workspace_id, attempt, session_id, payload FROM kept_callbacks
@@ -62,6 +63,7 @@ class CallbackStore(Group):
                 "attempt": attempt,
                 "session_id": session_id,
                 "payload": jsonb(payload),
+                "channel": CHANNEL,
                 "kept": KEPT,
             },
         )

@@ -1,12 +1,7 @@
 """Sessions and their output."""
 
-from typing import NamedTuple
-
-from psycopg.rows import class_row
-
 from messages.signals import SessionFinished
 from messages.statuses import SESSION_TRANSITIONS, EventKind, SessionStatus, TaskStep
-from messages.views import SessionView
 from store.database import Connection, Group, statement, transaction
 from store.errors import OutputGap, RegistryError, UnknownSession
 from store.records import OutputAppended, OutputPiece
@@ -23,11 +18,6 @@ _FINISHED = """
     UPDATE sessions SET exit_code = %(exit_code)s, summary = %(summary)s, error = %(error)s, finished_at = now()
     WHERE id = %(id)s
 """
-_GET = """
-    SELECT id, attempt, turn, status, exit_code, summary, error, started_at, finished_at, output_bytes
-    FROM sessions WHERE id = %(id)s
-"""
-_OWNER = "SELECT workspace_id, attempt, task_id FROM sessions WHERE id = %(id)s"
 _LOCK_OUTPUT = """
     SELECT output_bytes FROM sessions
     WHERE id = %(id)s AND workspace_id = %(workspace_id)s AND attempt = %(attempt)s
@@ -53,14 +43,6 @@ _READ_OUTPUT = """
 """
 
 _MAX_OFFSET = 2**62
-
-
-class SessionOwner(NamedTuple):
-    """To whom a session belongs."""
-
-    workspace_id: str
-    attempt: int
-    task_id: str
 
 
 class SessionStore(Group):
@@ -135,20 +117,6 @@ class SessionStore(Group):
         return await move_session(
             connection, session, end.status, {key: value for key, value in detail.items() if value is not None}
         )
-
-    @statement
-    async def get(self, connection: Connection, session_id: str) -> SessionView | None:
-        """Return a session."""
-        async with connection.cursor(row_factory=class_row(SessionView)) as cursor:
-            await cursor.execute(_GET, {"id": session_id})
-            return await cursor.fetchone()
-
-    @statement
-    async def owner(self, connection: Connection, session_id: str) -> SessionOwner | None:
-        """Return the workspace, attempt and task that a session belongs to."""
-        async with connection.cursor(row_factory=class_row(SessionOwner)) as cursor:
-            await cursor.execute(_OWNER, {"id": session_id})
-            return await cursor.fetchone()
 
     @transaction
     async def append_output(  # noqa: PLR0917 (its callers pass one argument less)

@@ -16,7 +16,7 @@ from messages.statuses import (
 )
 from messages.tasks import ProvisionFailure, TaskInput
 from messages.views import WorkspaceView
-from store.attempts import ATTEMPT_CREATED_AT, begin_attempt
+from store.attempts import begin_attempt
 from store.database import Connection, Group, scalar, statement, transaction
 from store.records import CallbackState
 from store.transitions import (
@@ -245,11 +245,6 @@ class WorkspaceStore(Group):
         """Return at most ``limit`` (1 to 500) workspaces, newest first, without their boot logs."""
         found = await connection.execute(_LIST, {"status": status, "limit": min(max(limit, 1), 500)})
         return [WorkspaceView.model_validate(row["workspace"]) for row in await found.fetchall()]
-
-    @statement
-    async def attempt_created_at(self, connection: Connection, workspace_id: str, attempt: int) -> datetime | None:
-        """Return when an attempt was created (UTC), which is what its callback token is made from."""
-        return await scalar(connection, ATTEMPT_CREATED_AT, {"workspace_id": workspace_id, "attempt": attempt})
 
     @statement
     async def callback_state(self, connection: Connection, workspace_id: str) -> CallbackState | None:

@@ -8,7 +8,7 @@ import pytest
 from temporalio.client import Client
 
 from api.dependencies import ApiDependencies
-from api.server import bind, serve
+from api.server import bind, running
 from api.templates import TemplateFolder
 from messages.keys import Keyring
 from store.registry import Registry
@@ -23,27 +23,29 @@ def given(registry: Registry, temporal: Client, keys: Keyring) -> ApiDependencie
     )
 
 
-async def test_it_serves_a_bound_socket_until_it_is_told_to_stop(given: ApiDependencies) -> None:
+async def test_it_serves_a_bound_socket_for_as_long_as_it_is_wanted(given: ApiDependencies) -> None:
     sock = bind("127.0.0.1", 0)
-    stop = asyncio.Event()
-    urls: asyncio.Queue[str] = asyncio.Queue()
     async with asyncio.timeout(10):
-        serving = asyncio.create_task(serve(given, sock=sock, stop=stop, started=urls.put_nowait))
-        url = await urls.get()
-        async with httpx.AsyncClient(trust_env=False) as client:
-            assert (await client.get(f"{url}/healthz")).json() == {"status": "ok"}
+        async with running(given, sock=sock) as server, httpx.AsyncClient(trust_env=False) as client:
+            url = server.url
+            assert (await client.get(f"{url}/healthz")).json() == {"status": "ok", "service": "taskrunner"}
             assert (await client.get(f"{url}/readyz")).json()["parts"] == {"temporal": "ok", "registry": "ok"}
-        stop.set()
-        await serving
     assert sock.fileno() == -1
+    assert server.task.done()
 
 
 async def test_cancelling_it_closes_the_socket(given: ApiDependencies) -> None:
     sock = bind("127.0.0.1", 0)
-    urls: asyncio.Queue[str] = asyncio.Queue()
+    started = asyncio.Event()
+
+    async def serve() -> None:
+        async with running(given, sock=sock):
+            started.set()
+            await asyncio.Event().wait()
+
     async with asyncio.timeout(10):
-        serving = asyncio.create_task(serve(given, sock=sock, started=urls.put_nowait))
-        await urls.get()
+        serving = asyncio.create_task(serve())
+        await started.wait()
         serving.cancel()
         with pytest.raises(asyncio.CancelledError):
             await serving
@@ -52,4 +54,5 @@ async def test_cancelling_it_closes_the_socket(given: ApiDependencies) -> None:
 
 async def test_a_port_in_use_is_an_os_error(given: ApiDependencies) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        await serve(given, "127.0.0.1", taken.getsockname()[1])
+        async with running(given, "127.0.0.1", taken.getsockname()[1]):
+            pass

@@ -40,8 +40,7 @@ async def test_an_attempt_begins_once_however_often_it_is_begun(registry: Regist
     times = await asyncio.gather(*(_begin(registry, task) for _ in range(5)))
     assert len(set(times)) == 1
     assert datetime.now(UTC) - times[0] < timedelta(minutes=1)
-    assert await registry.workspaces.attempt_created_at(task.workspace_id, 1) == times[0]
-    assert await registry.workspaces.attempt_created_at(task.workspace_id, 2) is None
+    assert [row["created_at"] for row in await rows(registry, "attempts")] == [times[0]]
     events = [(e.kind, e.current) for e in await registry.tasks.events(task.task_id)][3:]
     assert events == [
         (EventKind.WORKSPACE_STATUS, "pending"),

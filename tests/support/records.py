@@ -9,6 +9,7 @@ from messages.names import compute_name, session_id, task_workflow_id
 from messages.statuses import BackendKind, FailureSource, Readiness, TaskStatus, TaskStep, WorkspaceStatus
 from messages.tasks import ProvisionFailure, TaskInput
 from messages.templates import Template
+from messages.views import SessionView
 from store.database import Connection
 from store.registry import Registry
 
@@ -73,6 +74,12 @@ async def starting(registry: Registry, task: TaskInput | None = None) -> tuple[T
         session, task_id=task.task_id, workspace_id=task.workspace_id, attempt=1, turn=1
     )
     return task, session
+
+
+async def session_of(registry: Registry, task_id: str) -> SessionView | None:
+    """The session that a task shows, which is its latest."""
+    view = await registry.tasks.get(task_id)
+    return view and view.session
 
 
 async def put(
