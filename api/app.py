@@ -17,8 +17,7 @@ __all__ = ["ApiDependencies", "create_app"]
 def create_app(given: ApiDependencies, *, loopback: bool = False) -> FastAPI:
     """Return the application. While it runs (ASGI lifespan), kept callbacks are delivered.
 
-    ``loopback`` tells that only this machine reaches it: then Host headers are checked, which
-    ``ApiDependencies.allowed_hosts`` asks for elsewhere.
+    ``loopback`` tells that only this machine reaches it, proxies on it included: then Host headers are checked.
     """
     services = Services(given)
 
@@ -45,6 +44,6 @@ def create_app(given: ApiDependencies, *, loopback: bool = False) -> FastAPI:
         app.include_router(module.router)
     openapi.install(app, problems.ProblemBody)
     app.add_middleware(BodyLimit)
-    if loopback or given.allowed_hosts is not None:
-        app.add_middleware(HostCheck, names=given.allowed_hosts or frozenset())
+    if loopback:
+        app.add_middleware(HostCheck, names=given.allowed_hosts)
     return app

@@ -27,7 +27,7 @@ class ApiDependencies:
     host_id: the host of repositories that are given as a path without one.
     ui_url: where people see Temporal's UI, without a trailing slash; None where there is none.
     environ: the environment by which the effective provision timeout of a template is shown.
-    allowed_hosts: None, or (on loopback) the names beside addresses and ``localhost`` that a Host header may hold.
+    allowed_hosts: the names beside addresses and ``localhost`` that a Host header may hold on loopback.
     """
 
     registry: Registry
@@ -37,7 +37,7 @@ class ApiDependencies:
     host_id: str
     ui_url: str | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    allowed_hosts: frozenset[str] | None = None
+    allowed_hosts: frozenset[str] = frozenset()
 
 
 class Services:

@@ -88,7 +88,8 @@ class HostCheck:
             problem = Problem(
                 421,
                 "wrong-host",
-                "this API listens on loopback and does not answer to the name in the Host header; use its address",
+                "this API listens on loopback and does not answer to the name in the Host header; use its address, or"
+                " start it with TASKRUNNER_PUBLIC_URL set to the URL that holds the name",
             )
             await problem.response(Request(scope))(scope, receive, send)
             return

@@ -40,6 +40,8 @@ async def running_services(
         await registry.tokens.add("embedded", home.make_token())
         if settings.api_token is not None:  # what the commands show in this environment
             await registry.tokens.add("environment", settings.api_token.get_secret_value())
+        else:
+            await registry.tokens.remove("environment")
         given = ApiDependencies(
             registry=registry,
             temporal=client,

@@ -166,6 +166,7 @@ def api(settings: Settings, *, host: str, port: int, ui_url: str | None) -> int:
                 templates=templates,
                 host_id=settings.host_id,
                 ui_url=ui_url,
+                allowed_hosts=settings.host_names,
             )
             async with server.running(given, sock=bound) as running:
                 logging.getLogger(__name__).info("the API answers at %s", running.url)

@@ -8,6 +8,7 @@ _ADD = """
     INSERT INTO api_tokens (name, sha256) VALUES (%(name)s, %(sha256)s)
     ON CONFLICT (name) DO UPDATE SET sha256 = EXCLUDED.sha256, created_at = now()
 """
+_REMOVE = "DELETE FROM api_tokens WHERE name = %(name)s"
 _IS_VALID = "SELECT 1 FROM api_tokens WHERE sha256 = %(sha256)s LIMIT 1"
 
 
@@ -18,6 +19,11 @@ class TokenStore(Group):
     async def add(self, connection: Connection, name: str, token: str) -> None:
         """Accept ``token`` from now on; another one of the same name is no longer accepted."""
         await connection.execute(_ADD, {"name": name, "sha256": _hash(token)})
+
+    @statement
+    async def remove(self, connection: Connection, name: str) -> None:
+        """Accept the token of that name no longer, if there is one."""
+        await connection.execute(_REMOVE, {"name": name})
 
     @statement
     async def is_valid(self, connection: Connection, token: str) -> bool:

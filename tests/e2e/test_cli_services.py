@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support.cli import Cli, private_cli
@@ -125,6 +126,38 @@ def test_dev_tells_programs_where_it_listens(cli: Cli) -> None:
     assert cli.run("list", env={"TASKRUNNER_API_URL": record["api_url"]}).code == 0
     stack.signal(signal.SIGTERM)
     assert stack.end().code == 0
+
+
+def test_a_token_of_the_environment_is_good_for_as_long_as_it_is_set(cli: Cli) -> None:
+    """S37: what was taken out of the environment opens nothing any more."""
+    mine = {"TASKRUNNER_API_TOKEN": "tr-of-my-own-choice"}
+    with cli.dev(env=mine):
+        assert cli.run("list", env=mine).code == 0
+        assert cli.run("list").code == 0
+    with cli.dev():
+        finished = cli.run("list", env=mine)
+        assert finished.code == 3, finished
+        assert "does not accept our token" in finished.err
+        assert cli.run("list").code == 0
+
+
+@pytest.mark.parametrize("variable", ["TASKRUNNER_PUBLIC_URL", "TASKRUNNER_API_URL"])
+def test_the_api_answers_to_the_name_that_workspaces_were_given(cli: Cli, database_url: str, variable: str) -> None:
+    """Behind a proxy on the same machine every callback carries that name, and a 421 would be final to its sender."""
+    env = {variable: "https://Tasks.example.org:8443/below", "TASKRUNNER_DATABASE_URL": database_url}
+    api = cli.start("api", "--port", "0", env=env | {"TEMPORAL_ADDRESS": "127.0.0.1:1"})
+    url = api.wait_for(r"answers at (http://\S+)", stream="err")[1]
+    for host, status in (
+        ("tasks.example.org", 401),
+        ("tasks.example.org:8443", 401),
+        ("evil.example.org", 421),
+        ("example.org", 421),
+    ):
+        answer = httpx.post(f"{url}/api/workspaces/w-1/ready", headers={"Host": host}, trust_env=False)
+        assert (host, answer.status_code) == (host, status)
+    assert "TASKRUNNER_PUBLIC_URL" in answer.json()["detail"]
+    api.signal(signal.SIGTERM)
+    assert api.end().code == 0
 
 
 @pytest.fixture

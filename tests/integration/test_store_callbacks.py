@@ -97,4 +97,8 @@ async def test_tokens_are_accepted_by_hash(registry: Registry) -> None:
     assert not await registry.tokens.is_valid("secret-1")
     assert await registry.tokens.is_valid("secret-2")
     assert await registry.tokens.is_valid("secret-3")
+    for _ in range(2):
+        await registry.tokens.remove("me")
+        assert not await registry.tokens.is_valid("secret-3")
+    assert await registry.tokens.is_valid("secret-2")
     assert "secret" not in str(await rows(registry, "api_tokens"))
