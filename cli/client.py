@@ -1,5 +1,6 @@
 """The client side of the task API."""
 
+import os
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
@@ -89,6 +90,11 @@ class ApiClient:
         """Return the change that a task's agent made, as a patch."""
         return (await self._call("GET", f"/api/tasks/{_checked(task_id)}/diff", gives="text/x-diff")).content
 
+    async def bundle(self, task_id: str) -> bytes:
+        """Return the change that a task's agent made, as a git bundle."""
+        path = f"/api/tasks/{_checked(task_id)}/bundle"
+        return (await self._call("GET", path, gives="application/x-git-bundle")).content
+
     async def templates(self) -> dict[str, Any]:
         """Return the templates that the service knows, and why others cannot be used."""
         return self._object(await self._call("GET", "/api/templates"), "templates", "broken")
@@ -169,7 +175,7 @@ class ApiClient:
         if not is_gateway and code != 204 and not _is_of_type(answer, gives if code < 300 else _PROBLEM):
             raise self._not_ours()
         if code == 401:
-            hint = "unset or correct TASKRUNNER_API_TOKEN" if self.service.token else "set TASKRUNNER_API_TOKEN"
+            hint = f"{'unset or correct' if os.environ.get('TASKRUNNER_API_TOKEN') else 'set'} TASKRUNNER_API_TOKEN"
             raise Unreachable(f"{self.service.url} does not accept our token ({_problem_text(answer)}); {hint}")
         self.has_answered = True
         if code < 400:

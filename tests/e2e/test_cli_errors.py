@@ -214,7 +214,7 @@ def test_ids_and_names_that_the_service_does_not_know(cli: Cli) -> None:
     """S36: unknown and malformed ids, and the state of a second stack on a home in use."""
     with cli.dev():
         for command in ("show", "logs", "events", "diff", "cancel"):
-            refused(cli.run(command, "unknown"), 1, "unknown")
+            refused(cli.run(command, "unknown"), 1, "unknown", "see: taskrunner list")
             refused(cli.run(command, "../x"), 2, "letters")
         refused(cli.run("templates", "show", "unknown"), 1, "unknown", "worktree")
         refused(cli.run("list", "--cursor", "nonsense"), 2, "cursor")
@@ -227,8 +227,27 @@ def test_ids_and_names_that_the_service_does_not_know(cli: Cli) -> None:
         assert (followed.code, followed.out) == (0, "x\n"), followed
         refused(cli.run("cancel", "same"), 1, "completed")
         refused(cli.run("diff", "same"), 1, "nothing was changed")
-        refused(cli.run("list", env={"TASKRUNNER_API_TOKEN": "wrong"}), 3, "TASKRUNNER_API_TOKEN")
+        refused(cli.run("list", env={"TASKRUNNER_API_TOKEN": "wrong"}), 3, "unset or correct TASKRUNNER_API_TOKEN")
     assert cli.processes() == {}
+
+
+def test_templates_that_cannot_be_used_are_told_when_the_stack_starts_and_when_they_are_asked_for(cli: Cli) -> None:
+    folder = cli.cwd / "templates"
+    folder.mkdir()
+    (folder / "odd.yaml").write_text("name: odd\nbackend: lokal\n")
+    (folder / "worse.yaml").write_text("[")
+    (folder / "good.yaml").write_text("name: good\nbackend: local\nsession_timeout: 90m\n")
+    env = {"TASKRUNNER_TEMPLATES": str(folder)}
+    with cli.dev(env=env) as stack:
+        stack.wait_for(r"(?m)^The template odd\.yaml cannot be used: backend: has to be one of", stream="err")
+        stack.wait_for(r"(?m)^The template worse\.yaml cannot be used: not valid YAML", stream="err")
+        refused(cli.run("submit", "--template", "odd", "x"), 2, "odd.yaml: backend: has to be one of")
+        other = cli.run("submit", "--template", "other", "x")
+        refused(other, 2, "known: good, local, worktree; 2 files cannot be used: taskrunner templates list")
+        shown = cli.run("templates", "show", "good")
+        assert "session_timeout: 1h30m\nheartbeat_interval: 15s\n" in shown.out, shown
+    # A run that wants none of them is not told.
+    assert "odd.yaml" not in cli.run("run", "--template", "good", "true", env=env).err
 
 
 @pytest.mark.parametrize("option", ["--port", "--temporal-port", "--ui-port"])
