@@ -17,13 +17,16 @@ from api.templates import TemplateError, resolve
 from api.workflows_client import cancel_task, require_worker, start_task
 from messages.names import is_id
 from messages.statuses import BackendKind, TaskStatus, TaskStep
-from messages.tasks import TaskInput, TaskOutcome, TaskRequest
+from messages.tasks import SavedResult, TaskInput, TaskOutcome, TaskRequest
 from messages.views import TaskPage, TaskView
 from store.errors import RegistryUnavailable, TaskConflict
 
 MAX_KEY_CHARS = 255
 MAX_CURSOR_CHARS = 500
 MAX_OFFSET = 2**62
+
+BUNDLE_TYPE = "application/x-git-bundle"
+_BINARY = {"type": "string", "format": "binary"}
 
 Cursor = Annotated[str, StringConstraints(max_length=MAX_CURSOR_CHARS)]
 
@@ -135,15 +138,30 @@ async def diff(task_id: str, api: Api) -> Response:
     patch = await api.registry.results.patch(task_id)
     if patch is not None:
         return Response(patch, media_type="text/x-diff")
-    if view.result is not None:
-        raise Problem(
-            404,
-            "patch-too-large",
-            f"the change of task {task_id!r} is too large to be kept as a patch; it is on branch"
-            f" {view.result.branch!r}, from {view.result.base_commit} to {view.result.commit}",
-        )
-    why = "has not been saved yet: it still runs" if not view.status.is_final else "does not exist: nothing was changed"
-    raise Problem(404, "no-change", f"a change of task {task_id!r} {why}")
+    if view.result is None:
+        raise _no_change(view)
+    raise Problem(
+        404,
+        "patch-too-large",
+        f"the change of task {task_id!r} is too large to be kept as a patch; it is {_where(view, view.result)}",
+    )
+
+
+@router.get(
+    "/{task_id}/bundle", response_class=Response, responses={200: {"content": {BUNDLE_TYPE: {"schema": _BINARY}}}}
+)
+async def bundle(task_id: str, api: Api) -> Response:
+    """Return what the task's agent changed, as a git bundle, where it was not left on a branch of a repository."""
+    view = await _view(api, task_id)
+    content = await api.registry.results.bundle(task_id)
+    if content is not None:
+        disposition = f'attachment; filename="{task_id}.bundle"'
+        return Response(content, media_type=BUNDLE_TYPE, headers={"Content-Disposition": disposition})
+    if view.result is None:
+        raise _no_change(view)
+    raise Problem(
+        404, "no-bundle", f"the change of task {task_id!r} is not in a bundle; it is {_where(view, view.result)}"
+    )
 
 
 @router.post("/{task_id}/cancel", status_code=202)
@@ -196,6 +214,23 @@ async def _view(api: Services, task_id: str) -> TaskView:
 
 def _unknown(task_id: str) -> Problem:
     return Problem(404, "unknown-task", f"there is no task {task_id[:100]!r}; GET /api/tasks lists what there is")
+
+
+def _no_change(view: TaskView) -> Problem:
+    why = "has not been saved yet: it still runs" if not view.status.is_final else "does not exist: nothing was changed"
+    return Problem(404, "no-change", f"a change of task {view.id!r} {why}")
+
+
+def _where(view: TaskView, result: SavedResult) -> str:
+    """Return where the change is, and how to get at it."""
+    commits = f"from {result.base_commit} to {result.commit}"
+    if result.bundle:
+        return (
+            f"in a git bundle, {commits}: GET /api/tasks/{view.id}/bundle (taskrunner diff {view.id} --bundle FILE),"
+            f" then git fetch FILE {result.branch}"
+        )
+    repository = f" of {result.repository_path}" if result.repository_path else ""
+    return f"on branch {result.branch!r}{repository}, {commits}"
 
 
 def _already_final(view: TaskView) -> Problem:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -18,8 +19,10 @@ from cli.errors import CliError, Unreachable
 from cli.follow import EMPTY_FOLDER, uses_empty_folder
 from cli.running import build_request, placed
 from messages.durations import format_duration
+from messages.names import result_branch
 from messages.settings import read_settings
 from messages.statuses import EventKind, TaskStatus
+from messages.views import TaskView
 
 _T = TypeVar("_T")
 _RECONNECTS = 10
@@ -118,6 +121,24 @@ def diff(task_id: str, as_json: bool) -> None:
     else:
         sys.stdout.buffer.write(patch)
         sys.stdout.buffer.flush()
+
+
+def save_bundle(task_id: str, file: Path, as_json: bool) -> None:
+    """Write the git bundle that holds a task's change to ``file``, and say what to do with it."""
+
+    async def get(api: ApiClient) -> tuple[bytes, TaskView]:
+        return await api.bundle(task_id), await api.task(task_id)
+
+    content, task = call_api(get)
+    try:
+        file.write_bytes(content)
+    except OSError as e:
+        raise CliError(f"{file} cannot be written: {e.strerror}; name another file") from e
+    branch = task.result.branch if task.result else result_branch(task_id)
+    if as_json:
+        click.echo(json.dumps({"task_id": task_id, "bundle": str(file), "branch": branch, "bytes": len(content)}))
+    else:
+        render.say(f"Saved {len(content)} bytes. In a repository: {render.fetch(str(file), branch)}")
 
 
 def cancel(task_id: str, as_json: bool) -> None:

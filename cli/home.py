@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cli.errors import UsageError
+from cli.errors import CliError, UsageError
 from workers.children import start_time
 
 _TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -47,7 +47,11 @@ class Home:
     """A folder that exists, is ours to write, and holds the state of one embedded stack."""
 
     def __init__(self, path: Path) -> None:
-        """Make the folder where it is missing; raise ``UsageError`` where it cannot be used."""
+        """Make the folder where it is missing.
+
+        Raises ``UsageError`` where it cannot be used, and ``CliError`` where that is no fault of its name, as on a full
+        disk.
+        """
         self.path = path
         try:
             str(path).encode()
@@ -62,7 +66,7 @@ class Home:
             raise UsageError(f"TASKRUNNER_HOME: {e.filename} is not a folder; name another one or move it away") from e
         except OSError as e:
             if e.errno in _TROUBLE:
-                raise
+                raise CliError(f"TASKRUNNER_HOME: {path} cannot be written: {e.strerror}") from e
             raise UsageError(f"TASKRUNNER_HOME: {path} cannot be written ({e.strerror}); name a folder of yours") from e
 
     @property

@@ -146,16 +146,8 @@ def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
                         "error",
                         printable(task.error) if task.error and task.status is not TaskStatus.COMPLETED else None,
                     ),
-                    (
-                        "branch",
-                        f"{result.branch} ({change_text(result)}); see: {_how_to_see(task, result, stack_ends)}"
-                        if result
-                        else None,
-                    ),
-                    (
-                        "ui",
-                        f"{task.ui_url}{' (while taskrunner dev runs)' if stack_ends else ''}" if task.ui_url else None,
-                    ),
+                    *_kept(task, result, stack_ends),
+                    ("ui", f"{task.ui_url}{_while_it_runs(stack_ends)}" if task.ui_url else None),
                 ),
                 indent="  ",
             ),
@@ -172,10 +164,32 @@ def unfinished(ids: Sequence[str]) -> str:
     return f"{len(ids)} other {what} unfinished ({shown}); {goes} on while a stack runs: taskrunner dev"
 
 
-def _how_to_see(task: TaskView, result: SavedResult, stack_ends: bool) -> str:
+def _kept(task: TaskView, result: SavedResult | None, stack_ends: bool) -> list[tuple[str, str]]:
+    """Return where a change is kept and how to see it, without a stack too where that is possible."""
+    if result is None:
+        return []
+    see = f"taskrunner diff {task.id}{_while_it_runs(stack_ends)}"
+    if result.bundle:
+        return [
+            ("change", f"{change_text(result)}, in a git bundle; see: {see}"),
+            ("fetch", _how_to_fetch(task, result)),
+        ]
     if stack_ends and result.repository_path:
-        return shlex.join(["git", "-C", result.repository_path, "diff", result.base_commit[:12], result.branch])
-    return f"taskrunner diff {task.id}"
+        see = shlex.join(["git", "-C", result.repository_path, "diff", result.base_commit[:12], result.branch])
+    return [("branch", f"{result.branch} ({change_text(result)}); see: {see}")]
+
+
+def _how_to_fetch(task: TaskView, result: SavedResult) -> str:
+    return f"taskrunner diff {task.id} --bundle FILE && {fetch('FILE', result.branch)}"
+
+
+def fetch(bundle: str, branch: str) -> str:
+    """Return the command that gets a task's branch out of its bundle."""
+    return shlex.join(["git", "fetch", bundle, f"{branch}:{branch}"])
+
+
+def _while_it_runs(stack_ends: bool) -> str:
+    return " (while taskrunner dev runs)" if stack_ends else ""
 
 
 def _log_tail(task: TaskView) -> str:
@@ -259,12 +273,9 @@ def task_page(task: TaskView) -> str:
             )
         )
     if result is not None:
+        where = f"a git bundle; get it: {_how_to_fetch(task, result)}" if result.bundle else result.repository_path
         kept = f"{result.branch}, {change_text(result)}; see: taskrunner diff {task.id}"
-        parts.append(
-            fields(
-                (("change", kept), ("kept in", result.repository_path or ("a git bundle" if result.bundle else None)))
-            )
-        )
+        parts.append(fields((("change", kept), ("kept in", where))))
     if failure is not None and failure.detail:
         parts.append(_log_tail(task))
     return "\n\n".join(parts)

@@ -1,5 +1,7 @@
 """The commands that ask the task API about tasks."""
 
+from pathlib import Path
+
 import click
 
 from cli.commands.run import task_options
@@ -72,12 +74,22 @@ def events(task_id: str, follow: bool, as_json: bool) -> int:
 
 @click.command()
 @id_argument
+@click.option(
+    "--bundle", metavar="FILE", type=click.Path(path_type=Path), help="Save it as a git bundle, to fetch from, instead."
+)
 @as_json_option
-def diff(task_id: str, as_json: bool) -> int:
-    """Print what a task's agent changed, as a patch for `git apply`."""
+def diff(task_id: str, bundle: Path | None, as_json: bool) -> int:
+    """Print what a task's agent changed, as a patch for `git apply`.
+
+    A change that is on no branch of yours, as of the backend local, is kept as a git bundle: save it with
+    --bundle FILE, then `git fetch FILE taskrunner/ID` gets its commits.
+    """
     from cli import asking
 
-    asking.diff(task_id, as_json)
+    if bundle is not None:
+        asking.save_bundle(task_id, bundle, as_json)
+    else:
+        asking.diff(task_id, as_json)
     return 0
 
 

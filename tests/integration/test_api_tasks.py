@@ -317,6 +317,45 @@ async def test_a_diff_is_there_once_there_is_a_change(api: RunningApi) -> None:
     assert (answer.status_code, result.branch in answer.json()["detail"]) == (404, True)
 
 
+async def test_a_bundle_is_there_where_the_change_is_in_one(api: RunningApi) -> None:
+    """S44: and where it is not, it is told where the change is."""
+    bundled, branched, unchanged, running = [await api.workspace() for _ in range(4)]
+    result = SavedResult(
+        branch=f"taskrunner/{bundled.task.task_id}",
+        base_commit="a" * 40,
+        commit="b" * 40,
+        files_changed=1,
+        insertions=1,
+        deletions=0,
+        repository_path="/srv/repo",
+        bundle=True,
+    )
+    content = b"# v2 git bundle\n\xff\x00" * 100_000
+    await api.registry.results.save(bundled.task.task_id, result, patch=None, bundle=content)
+    answer = await api.user.get(f"/api/tasks/{bundled.task.task_id}/bundle")
+    assert (answer.status_code, answer.content) == (200, content)
+    assert answer.headers["content-type"] == "application/x-git-bundle"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{bundled.task.task_id}.bundle"'
+    large = (await api.user.get(f"/api/tasks/{bundled.task.task_id}/diff")).json()["detail"]
+    assert f"/api/tasks/{bundled.task.task_id}/bundle" in large
+    assert f"git fetch FILE {result.branch}" in large
+    assert "on branch" not in large
+
+    on_branch = result.model_copy(update={"bundle": False})
+    await api.registry.results.save(branched.task.task_id, on_branch, patch=b"x", bundle=None)
+    await api.registry.tasks.finish(unchanged.task.task_id, TaskOutcome(status=TaskStatus.COMPLETED))
+    for workspace, *words in (
+        (branched, "not in a bundle", result.branch, "/srv/repo"),
+        (unchanged, "nothing was changed"),
+        (running, "still runs"),
+    ):
+        answer = await api.user.get(f"/api/tasks/{workspace.task.task_id}/bundle")
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+        for word in words:
+            assert word in answer.json()["detail"]
+    assert (await api.user.get("/api/tasks/t-unknown/bundle")).status_code == 404
+
+
 async def test_templates_are_listed_and_shown_with_their_timeout(api: RunningApi) -> None:
     listed = (await api.user.get("/api/templates")).json()
     assert [template["name"] for template in listed["templates"]] == ["local", "worktree"]

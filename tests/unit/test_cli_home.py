@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.errors import UsageError
+from cli.errors import CliError, UsageError
 from cli.home import FileLock, Home, StackRecord, read_record, read_token
 from cli.launch import is_only_user
-from cli.main import explain
 from workers.children import start_time
 
 
@@ -51,10 +50,9 @@ def test_a_full_disk_is_no_fault_of_the_home_that_was_named(tmp_path: Path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(OSError, match="No space left") as raised:
+    with pytest.raises(CliError, match=r"home cannot be written: No space left") as raised:
         Home(tmp_path / "home")
-    text, exit_code = explain(raised.value)
-    assert (text, exit_code) == ("No space left on device", 1)
+    assert raised.value.exit_code == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff\xff", b"null"])

@@ -124,6 +124,20 @@ def test_columns_are_aligned_by_what_is_seen() -> None:
     assert seen == ["A       B", "red     1", "longer  2"]
 
 
+@pytest.mark.parametrize("repository_path", [None, "/home/me/project"])
+def test_a_change_in_a_bundle_is_said_to_be_on_no_branch_of_the_users(repository_path: str | None) -> None:
+    """Of the backend local: its repository is gone with the workspace, even where it was a clone of one."""
+    result = RESULT.model_copy(update={"bundle": True, "repository_path": repository_path})
+    record = task(status=TaskStatus.COMPLETED, result=result)
+    command = "taskrunner diff t-1 --bundle FILE && git fetch FILE taskrunner/t-1:taskrunner/t-1"
+    for text in (render.outcome(record), render.outcome(record, stack_ends=True), render.task_page(record)):
+        assert command in text
+        assert "git -C" not in text
+        assert "/home/me/project" not in text
+        assert "bundle" in text
+    assert "while taskrunner dev runs" in render.outcome(record, stack_ends=True)
+
+
 def test_the_end_of_a_run_says_how_to_see_the_change_with_and_without_a_stack() -> None:
     result = SavedResult(
         branch="taskrunner/t-1",
