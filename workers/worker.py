@@ -79,7 +79,7 @@ async def running_worker(
             _worker(client, host, impl, host_task_queue(host.host_id), with_workflows=False),
         ]
         runs = [asyncio.create_task(worker.run(), name="worker") for worker in workers]
-        greeting = asyncio.create_task(_greet(http, keys, (local, worktree)), name="greet workspaces")
+        greeting = asyncio.create_task(greet_workspaces(http, keys, (local, worktree)), name="greet workspaces")
         first_end = asyncio.create_task(_first_end(runs), name="end of a worker")
         try:
             yield first_end
@@ -90,7 +90,7 @@ async def running_worker(
             await asyncio.gather(*runs, first_end, greeting, return_exceptions=True)
 
 
-async def _greet(http: httpx.AsyncClient, keys: Keyring, backends: Sequence[HostBackend]) -> None:
+async def greet_workspaces(http: httpx.AsyncClient, keys: Keyring, backends: Sequence[HostBackend]) -> None:
     """Ask every agent of this host how it is: one that waits to report (nobody was there) then tries it at once."""
 
     async def greet(compute: Compute, url: str) -> None:
