@@ -6,12 +6,12 @@ import fcntl
 import os
 import shutil
 import stat
-import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from activities.threads import in_daemon_thread
 from messages.callbacks import LOG_TAIL_BYTES, log_tail
 
 P = ParamSpec("P")
@@ -36,36 +36,6 @@ async def until_done(work: "asyncio.Future[T] | asyncio.Task[T]") -> T:
 async def to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what changes files in a thread; a cancellation follows when it is done, because no thread can be stopped."""
     return await until_done(asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs)))
-
-
-async def _in_thread_of_its_own(function: Callable[[], T], undo: Callable[[T], None]) -> T:
-    """Run what may block for long without taking a thread from the pool; ``undo`` the result if nobody waits for it."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def hand_over(result: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            if error is None:
-                undo(result)  # pyright: ignore[reportArgumentType]
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # pyright: ignore[reportArgumentType]
-
-    def work() -> None:
-        result, error = None, None
-        try:
-            result = function()
-        except BaseException as e:  # handed to the waiting coroutine
-            error = e
-        try:
-            loop.call_soon_threadsafe(hand_over, result, error)
-        except RuntimeError:  # the loop is closed, so nobody waits
-            if error is None:
-                undo(result)  # pyright: ignore[reportArgumentType]
-
-    threading.Thread(target=work, name="lock", daemon=True).start()
-    return await future
 
 
 def _lock(path: Path, create: bool, wait: bool) -> int | None:
@@ -123,7 +93,7 @@ async def exclusive(path: Path, *, create: bool) -> AsyncGenerator[int | None]:
     try:
         fd = await until_done(trying)
     except BlockingIOError:
-        fd = await _in_thread_of_its_own(lambda: _lock(path, create, wait=True), lambda fd: _unlock(path, fd))
+        fd = await in_daemon_thread(lambda: _lock(path, create, wait=True), undo=lambda fd: _unlock(path, fd))
     except asyncio.CancelledError:
         if trying.exception() is None:
             _unlock(path, trying.result())

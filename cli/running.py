@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from activities.threads import in_daemon_thread
 from cli import render
 from cli.client import ApiClient
 from cli.discovery import Service, embedded_service, service_of_others
@@ -16,7 +17,6 @@ from cli.follow import Follower
 from cli.home import FileLock, Home
 from cli.launch import is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, is_url
-from cli.threads import in_daemon_thread
 from messages.durations import parse_duration
 from messages.explained import first_trouble
 from messages.names import is_id, random_id

@@ -15,12 +15,12 @@ from typing import Any
 
 import click
 
+from activities.threads import in_daemon_thread
 from cli import render
 from cli.errors import UsageError
 from cli.home import FileLock, Home, StackRecord
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
-from cli.threads import in_daemon_thread
 from messages.settings import DEFAULT_API_URL, Settings, SettingsError
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"

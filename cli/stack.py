@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, TypeVar
 
+from activities.threads import in_daemon_thread
 from api.templates import TemplateError, TemplateFolder
 from cli.errors import UsageError
 from cli.home import FileLock, Home, StackRecord
-from cli.threads import in_daemon_thread
 from messages.keys import Keyring, create_keys, load_keys
 from messages.settings import Settings
 from workers.children import Child, start_time

@@ -1,0 +1,55 @@
+"""Calls that may block for ever: their result, and what becomes of it when nobody waits any more."""
+
+import asyncio
+import threading
+
+import pytest
+
+from activities.threads import in_daemon_thread
+
+
+async def test_the_result_or_the_error_reaches_the_caller() -> None:
+    def fail() -> None:
+        raise OSError("no")
+
+    assert await in_daemon_thread(threading.current_thread) is not threading.current_thread()
+    assert (await in_daemon_thread(threading.current_thread)).daemon
+    with pytest.raises(OSError, match="no"):
+        await in_daemon_thread(fail)
+
+
+async def test_a_cancelled_caller_goes_on_at_once_and_what_comes_late_is_undone() -> None:
+    started, go_on, undone = threading.Event(), threading.Event(), asyncio.Event()
+    seen: list[int] = []
+
+    def work() -> int:
+        started.set()
+        go_on.wait(20)
+        return 7
+
+    def undo(result: int) -> None:
+        seen.append(result)
+        undone.set()
+
+    waiting = asyncio.create_task(in_daemon_thread(work, undo=undo))
+    await asyncio.to_thread(started.wait, 20)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert seen == []
+    go_on.set()
+    async with asyncio.timeout(20):
+        await undone.wait()
+    assert seen == [7]
+
+
+def test_what_comes_after_the_end_of_the_loop_is_undone_too() -> None:
+    go_on, undone = threading.Event(), threading.Event()
+
+    async def leave() -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(in_daemon_thread(lambda: go_on.wait(20), undo=lambda _: undone.set()), 0.01)
+
+    asyncio.run(leave())
+    go_on.set()
+    assert undone.wait(20)
