@@ -375,7 +375,7 @@ def _failure(request: AttemptRequest, source: FailureSource, error: str, detail:
 
 
 def _gone(task: TaskInput, handle: WorkspaceHandle, found: Inspection) -> ProvisionFailed:
-    """Return the failure of a workspace that ended before its session was confirmed: with its own log, not our refused call."""
+    """Return the failure of a workspace that ended too early: with its own log, not with our refused call."""
     error = f"The workspace ended by itself before its session was confirmed: {found.ending}."
     gone = ProvisionFailed(error, source=FailureSource.EXIT, detail=found.log_tail)
     gone.failure = ProvisionFailure(
