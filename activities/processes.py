@@ -68,12 +68,16 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))
 
 
-def identify(pid: int) -> ProcessId | None:
-    """Return who runs as ``pid`` now; None for nobody (a zombie has ended)."""
+def start_time(pid: int) -> int | None:
+    """Return when who runs as ``pid`` began, in clock ticks since the boot; None for nobody (a zombie has ended)."""
     found = _stat(pid)
-    if found is None or found.state in "ZX":
-        return None
-    return ProcessId(pid=pid, started=found.started, boot_id=boot_id())
+    return None if found is None or found.state in "ZX" else found.started
+
+
+def identify(pid: int) -> ProcessId | None:
+    """Return who runs as ``pid`` now; None for nobody."""
+    started = start_time(pid)
+    return None if started is None else ProcessId(pid=pid, started=started, boot_id=boot_id())
 
 
 _children: dict[ProcessId, "subprocess.Popen[bytes]"] = {}
@@ -118,23 +122,24 @@ def start(
     return process
 
 
-def _marker(pid: str) -> str | None:
+def _carries(pid: str, entry: bytes) -> bool:
     try:
-        environ = (_PROC / pid / "environ").read_bytes()
-    except OSError:
-        return None
-    prefix = f"{COMPUTE_MARKER}=".encode()
-    for entry in environ.split(b"\0"):
-        if entry.startswith(prefix):
-            return entry[len(prefix) :].decode("utf-8", "replace")
-    return None
+        return entry in (_PROC / pid / "environ").read_bytes().split(b"\0")
+    except OSError:  # it ended meanwhile, or is another user's
+        return False
+
+
+def find_carrying(variable: str, value: str) -> list[ProcessId]:
+    """Return all living processes but us that have the variable in their environment, oldest first."""
+    entry = os.fsencode(f"{variable}={value}")
+    pids = [int(found.name) for found in _PROC.iterdir() if found.name.isdigit() and _carries(found.name, entry)]
+    processes = [process for pid in pids if pid != os.getpid() and (process := identify(pid))]
+    return sorted(processes, key=lambda process: (process.started, process.pid))
 
 
 def find_marked(compute: str) -> list[ProcessId]:
     """Return all living processes that carry the marker of ``compute``, oldest first."""
-    pids = [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit() and _marker(entry.name) == compute]
-    found = [process for pid in pids if pid != os.getpid() and (process := identify(pid))]
-    return sorted(found, key=lambda process: (process.started, process.pid))
+    return find_carrying(COMPUTE_MARKER, compute)
 
 
 def find_all(compute: str, known: Iterable[ProcessId] = ()) -> list[ProcessId]:
@@ -217,6 +222,17 @@ async def _signal_and_wait(processes: Iterable[ProcessId], number: signal.Signal
             raise ProcessesRemain(f"process {process.pid} belongs to another user") from e
     for process in signalled:
         await wait_for_exit(process, max(0.0, deadline - asyncio.get_running_loop().time()))
+
+
+async def end_one(process: ProcessId, first: signal.Signals, *, grace_seconds: float) -> None:
+    """End a process, which need not be our child: ``first``, and SIGKILL where it has not ended after the grace.
+
+    Raises :class:`ProcessesRemain` where that does not help either.
+    """
+    await _signal_and_wait([process], first, grace_seconds)
+    await _signal_and_wait([process], signal.SIGKILL, _KILL_PATIENCE_SECONDS)
+    if is_alive(process):
+        raise ProcessesRemain(f"{process.pid} ({' '.join(command_line(process))[:80]})")
 
 
 async def end_all(compute: str, *, main: ProcessId | None, grace_seconds: float) -> None:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, TypeVar
 
+from activities.processes import start_time
 from activities.threads import in_daemon_thread
 from api.templates import TemplateError, TemplateFolder
 from cli.errors import UsageError
 from cli.home import FileLock, Home, StackRecord
 from messages.keys import Keyring, create_keys, load_keys
 from messages.settings import Settings
-from workers.children import Child, start_time
+from workers.children import Child
 from workers.errors import StackError
 from workers.postgres import start_postgres
 from workers.temporal_binary import obtain_temporal
@@ -99,7 +100,7 @@ async def running_stack(
         if not while_used:  # a run says what is wrong with the one that it wants
             for file, why in sorted(templates.broken().items()):
                 progress(f"The template {file} cannot be used: {why}")
-        for pid in await asyncio.to_thread(end_leftovers, home.path):
+        for pid in await end_leftovers(home.path):
             _log.warning("ended process %d, left behind by an earlier stack", pid)
         listeners = _listeners(ports.api, earlier)
         for listener in listeners:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from activities.processes import ProcessesRemain, ProcessId, end_one
 from workers.errors import StackError
 
 STACK_MARKER = "TASKRUNNER_STACK"
@@ -184,43 +185,14 @@ def last_words(lines: Iterable[str]) -> str:
     return (telling or said or ["it said nothing"])[-1][-500:]
 
 
-def start_time(pid: int) -> int | None:
-    """Return when a process began, in clock ticks since boot; with its pid it names a process. None: there is none."""
+async def end_leftover(process: ProcessId, first: signal.Signals, *, grace_seconds: float = 10.0) -> None:
+    """End a server that an earlier stack left behind: ``first``, then SIGKILL. Raises ``StackError``."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in {b"Z", b"X"} else int(fields[19])
-
-
-def marked_processes(home: Path) -> list[int]:
-    """Return the pids of the servers that a stack of ``home`` started, whoever is their parent now."""
-    marker = f"{STACK_MARKER}={home}".encode()
-    found: list[int] = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        with contextlib.suppress(OSError):  # it ended meanwhile, or is another user's
-            if marker in (entry / "environ").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
-
-
-def end_process(pid: int, first: signal.Signals, *, grace: float = 10.0) -> None:
-    """End a process that need not be our child: ``first``, then SIGKILL after ``grace`` seconds; wait for its end."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except OSError:  # it is gone
-        return
-    try:
-        for number, seconds in ((first, grace), (signal.SIGKILL, 5.0)):
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, number)
-            if wait_for_exit(pidfd, seconds):
-                return
-        raise StackError(f"process {pid} of an earlier stack does not end; end it with: kill -9 {pid}")
-    finally:
-        os.close(pidfd)
+        await end_one(process, first, grace_seconds=grace_seconds)
+    except ProcessesRemain as e:
+        raise StackError(
+            f"process {process.pid} of an earlier stack does not end; end it with: kill -9 {process.pid}"
+        ) from e
 
 
 def wait_for_exit(pidfd: int, seconds: float | None) -> bool:

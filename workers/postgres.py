@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from workers.children import STACK_MARKER, Child, end_process, last_words
+from activities.processes import ProcessId, identify
+from workers.children import STACK_MARKER, Child, end_leftover, last_words
 from workers.errors import StackError
 from workers.postgres_programs import MAJOR_VERSION, find_programs, system_user
 
@@ -98,15 +99,13 @@ def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]
     new.rename(folder)
 
 
-def _end_leftover(folder: Path) -> None:
-    """End a server that an earlier stack left on ``folder``."""
+def _leftover(folder: Path) -> ProcessId | None:
+    """Return the server that an earlier stack left on ``folder``, if it did."""
     try:
-        pid = int((folder / "postmaster.pid").read_text().splitlines()[0])
-        is_ours = folder.samefile(f"/proc/{pid}/cwd")
+        process = identify(int((folder / "postmaster.pid").read_text().splitlines()[0]))
+        return process if process and folder.samefile(f"/proc/{process.pid}/cwd") else None
     except (OSError, ValueError, IndexError):
-        return
-    if is_ours:
-        end_process(pid, signal.SIGINT)
+        return None
 
 
 async def start_postgres(home: Path) -> Postgres:
@@ -127,7 +126,8 @@ async def start_postgres(home: Path) -> Postgres:
         await asyncio.to_thread(_prepare, folder, programs, user, env)
     except OSError as e:
         raise StackError(f"PostgreSQL's folder cannot be used: {e.filename}: {e.strerror}") from e
-    await asyncio.to_thread(_end_leftover, folder)
+    if left := await asyncio.to_thread(_leftover, folder):
+        await end_leftover(left, signal.SIGINT)
     child = await Child.start(
         "PostgreSQL",
         # The socket's place is relative to the data folder, so that no path is too long or in need of quoting.

@@ -9,8 +9,9 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from activities.processes import find_carrying
 from messages.names import SEARCH_ATTRIBUTES
-from workers.children import STACK_MARKER, Child, end_process, marked_processes
+from workers.children import STACK_MARKER, Child, end_leftover
 from workers.errors import StackError
 
 LOOPBACK = "127.0.0.1"
@@ -74,12 +75,12 @@ def choose_port(wanted: int | None, *, preferred: int, purpose: str, option: str
         return int(taken.getsockname()[1])
 
 
-def end_leftovers(home: Path) -> list[int]:
+async def end_leftovers(home: Path) -> list[int]:
     """End the servers that an earlier stack of ``home`` left behind; return their pids. The caller holds its lock."""
-    pids = marked_processes(home)
-    for pid in pids:
-        end_process(pid, signal.SIGTERM)
-    return pids
+    left = await asyncio.to_thread(find_carrying, STACK_MARKER, str(home))
+    for process in left:
+        await end_leftover(process, signal.SIGTERM)
+    return [process.pid for process in left]
 
 
 _SQLITE_HEADER = b"SQLite format 3\0"

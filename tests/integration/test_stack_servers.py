@@ -18,9 +18,10 @@ import pytest
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 
+from activities.processes import identify, start_time
 from messages.names import SEARCH_ATTRIBUTES
 from workers import postgres_programs
-from workers.children import STACK_MARKER, Child, end_process, start_time, wait_for_exit
+from workers.children import STACK_MARKER, Child, end_leftover, wait_for_exit
 from workers.client import connect
 from workers.errors import StackError
 from workers.postgres import start_postgres
@@ -192,12 +193,14 @@ async def test_what_an_earlier_stack_left_behind_is_ended_and_nothing_else(home:
     try:
         assert ours.stdout
         assert ours.stdout.readline() == b"up\n"
-        end_process(ours.pid, signal.SIGTERM, grace=0.2)  # deaf to the polite signal
+        process = identify(ours.pid)
+        assert process
+        await end_leftover(process, signal.SIGTERM, grace_seconds=0.2)  # deaf to the polite signal
         assert ours.wait(5) == -signal.SIGKILL
-        await asyncio.to_thread(end_leftovers, home)
+        await end_leftovers(home)
         assert others.poll() is None
         with subprocess.Popen(["sleep", "1000"], env={**env, STACK_MARKER: str(home)}) as left:
-            assert end_leftovers(home) == [left.pid]
+            assert await end_leftovers(home) == [left.pid]
             assert left.wait(5) == -signal.SIGTERM
     finally:
         ours.stdout.close()

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from activities.processes import start_time
 from cli.errors import CliError, UsageError
 from cli.home import FileLock, Home, StackRecord, read_record, read_token
 from cli.launch import is_only_user
-from workers.children import start_time
 
 
 def record(**changes: object) -> StackRecord:
