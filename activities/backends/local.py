@@ -9,13 +9,12 @@ from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from activities.files import remove_tree, to_its_end
 from activities.git import Git, GitError, check_repository, run_program
 from activities.git_results import Place, is_real_folder, make_bundle, save_change
+from agent.checkout import BASE_REF
 from messages.callbacks import log_tail
 from messages.names import result_branch
 from messages.statuses import BackendKind, FailureSource, Readiness
 from messages.tasks import TaskInput
 
-_BASE_REF = "refs/taskrunner/base"
-"""Where the agent notes the commit that it prepared the checkout at."""
 _LONG_AGO = "2000-01-01T00:00:00Z"
 
 
@@ -98,7 +97,7 @@ async def _empty_start(git: Git) -> str:
     """Return the commit without files that an empty workspace began with; one is made where the agent removed it."""
     empty = await git.run("hash-object", "-t", "tree", "-w", "--stdin")
     roots = await git.ask("rev-list", "--max-parents=0", "HEAD") or ""
-    for start in (await git.commit_of(_BASE_REF), *roots.split()):
+    for start in (await git.commit_of(BASE_REF), *roots.split()):
         if start and await git.run("rev-parse", f"{start}^{{tree}}") == empty:
             return start
     dated = git.at(GIT_AUTHOR_DATE=_LONG_AGO, GIT_COMMITTER_DATE=_LONG_AGO)
