@@ -172,7 +172,7 @@ async def test_a_follower_that_leaves_leaves_nothing_behind(api: RunningApi) -> 
             break
 
     async def nobody_watches() -> bool:
-        return not api.registry.changes._watches
+        return workspace.task.task_id not in api.registry.changes._watches
 
     await eventually(nobody_watches, seconds=5)
 
