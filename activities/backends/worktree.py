@@ -1,18 +1,25 @@
 """Backend ``worktree``: a git worktree of the user's repository on this host, on a branch of its own."""
 
 import contextlib
+import hashlib
+import os
+import re
 from pathlib import Path
 from typing import Any, ClassVar
 
 from activities.backends.contract import Kept, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
-from activities.files import remove_tree, to_its_end
-from activities.git import GitError, check_repository, check_result_branch
+from activities.files import exclusive, remove_tree, to_its_end
+from activities.git import Git, GitError, check_repository, check_result_branch
 from activities.git_results import Place, save_change
 from messages.names import result_branch
 from messages.statuses import BackendKind, FailureSource
 from messages.tasks import TaskInput
+
+_TRIES = 5
+_MET_ANOTHER = re.compile(r"worktrees/\S+/(commondir|gitdir|HEAD)")
+"""What git says of another worktree of the repository that is not whole yet."""
 
 
 class WorktreeBackend(HostBackend):
@@ -45,7 +52,8 @@ class WorktreeBackend(HostBackend):
             raise ProvisionFailed("preflight found no commit to start from", source=FailureSource.PREFLIGHT)
         git = self._git(Path(record.repository), lock)
         try:
-            record = record.model_copy(update={"common_dir": str(await git.common_dir())})
+            common = await git.common_dir()
+            record = record.model_copy(update={"common_dir": str(common)})
             # An earlier workspace of the same task may have left its result under the plain name: that stays.
             branch, number = result_branch(record.task_id), 1
             while await git.commit_of(f"refs/heads/{branch}"):
@@ -53,15 +61,34 @@ class WorktreeBackend(HostBackend):
                 branch = f"{result_branch(record.task_id)}-{number}"
             record = record.model_copy(update={"branch": branch})
             self._write(folder, record)
-            # Git names its entry after the folder, so that even half an entry can be told by its name.
-            made, checkout = folder / folder.name, folder / "checkout"
-            await git.run("worktree", "add", "--quiet", "--no-track", "-b", branch, str(made), base)
-            await to_its_end(_move_worktree, _admin_folder(record, folder), made, checkout)
+            async with exclusive(self._repository_lock(common), create=True) as repository_lock:
+                assert repository_lock is not None
+                await self._add_worktree(self._git(git.cwd, lock, repository_lock), record, folder, base)
         except (GitError, OSError) as e:
             raise ProvisionFailed(
                 f"the worktree of {record.repository} cannot be made: {e}", source=FailureSource.PROVIDER
             ) from e
         return record
+
+    def _repository_lock(self, common: Path) -> Path:
+        """Return what is locked to add a worktree: git cannot read another one that is being added right then."""
+        name = hashlib.sha256(os.fsencode(common)).hexdigest()[:16]
+        return self._home / "repositories" / name / "lock"
+
+    async def _add_worktree(self, git: Git, record: ComputeRecord, folder: Path, base: str) -> None:
+        assert record.branch is not None
+        # Git names its entry after the folder, so that even half an entry can be told by its name.
+        made, checkout = folder / folder.name, folder / "checkout"
+        for tries_left in reversed(range(_TRIES)):
+            try:
+                await git.run("worktree", "add", "--quiet", "--no-track", "-b", record.branch, str(made), base)
+                break
+            except GitError as e:
+                # The user, or an agent, adds one too, and cannot be kept from it.
+                if not tries_left or not _MET_ANOTHER.search(str(e)):
+                    raise
+                await self._forget(record, folder)
+        await to_its_end(_move_worktree, _admin_folder(record, folder), made, checkout)
 
     async def _recover(self, spec: WorkspaceSpec) -> ComputeRecord:
         record = self._new_record(spec)

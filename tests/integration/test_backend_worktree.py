@@ -230,6 +230,55 @@ async def test_many_workspaces_of_one_repository_at_once(host: Host) -> None:
     assert after == before
 
 
+def git_that(folder: Path, around_add: str) -> dict[str, str]:
+    """Return an environment whose git does more where it adds a worktree; ``$@`` is the real command."""
+    folder.mkdir()
+    real = shutil.which("git")
+    script = f'#!/bin/sh\nset -- {real} "$@"\ncase "$*" in *" worktree add "*) {around_add};; *) exec "$@";; esac\n'
+    (folder / "git").write_text(script)
+    (folder / "git").chmod(0o755)
+    return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+async def test_worktrees_of_one_repository_are_added_one_after_the_other(host: Host, tmp_path: Path) -> None:
+    """Git dies where it finds a worktree that is half added."""
+    busy, met = tmp_path / "busy", tmp_path / "met"
+    environ = git_that(tmp_path / "bin", f'mkdir {busy} || touch {met}; sleep 0.1; "$@"; rmdir {busy}')
+    host.backend = WorktreeBackend(host.home, environ=environ, stop_grace_seconds=0.5)
+    another = WorktreeBackend(host.home, environ=environ, stop_grace_seconds=0.5)  # as in a second worker
+    backends = (host.backend, another, host.backend)
+    specs = [host.make_spec() for _ in backends]
+    await asyncio.gather(*[backend.provision(spec) for backend, spec in zip(backends, specs, strict=True)])
+    assert not met.exists()
+    assert not any((host.home / "repositories").iterdir())
+
+
+@pytest.mark.parametrize("lasts", [False, True])
+async def test_a_worktree_that_somebody_else_adds_right_then_only_delays(
+    host: Host, tmp_path: Path, lasts: bool
+) -> None:
+    """S23"""
+    entry = host.repository / ".git/worktrees/another"
+    half = f"mkdir -p {entry}; echo {tmp_path}/x/.git >{entry}/gitdir; echo ref: refs/heads/x >{entry}/HEAD"
+    first_time = "true" if lasts else f"mkdir {tmp_path}/once 2>/dev/null"
+    environ = git_that(
+        tmp_path / "bin",
+        f'if {first_time}; then {half}; : >{entry}/commondir; "$@"; code=$?; rm -r {entry}; exit $code; fi; exec "$@"',
+    )
+    host.backend = WorktreeBackend(host.home, environ=environ, stop_grace_seconds=0.5)
+    before = snapshot(host.repository)
+    if lasts:
+        with pytest.raises(ProvisionFailed, match="commondir"):
+            await host.backend.provision(host.spec)
+        assert not host.folder.exists()
+        assert snapshot(host.repository) == before
+        return
+    await host.backend.provision(host.spec)
+    assert (host.checkout / "README").read_text() == "hello\n"
+    assert git(host.checkout, "symbolic-ref", "HEAD") == f"refs/heads/{host.branch}"
+    assert not entry.exists()
+
+
 async def test_a_commit_that_is_gone_fails_with_gits_words_and_leaves_nothing(host: Host) -> None:
     """S23"""
     before = snapshot(host.repository)
