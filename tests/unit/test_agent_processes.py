@@ -68,7 +68,7 @@ def test_processes_that_obey_are_ended_at_once_and_none_is_killed() -> None:
 
 def test_processes_that_do_not_obey_are_killed_after_the_grace_with_all_below_them() -> None:
     process = shell(
-        "trap '' TERM; (trap '' TERM; setsid sleep 300 & sleep 300) & echo up; while :; do sleep 0.05; done"
+        "trap '' TERM; (trap '' TERM; setsid sleep 300 & echo up; sleep 300) & while :; do sleep 0.05; done"
     )
     started = time.monotonic()
     find = finder(process)
