@@ -51,7 +51,7 @@ class TemporalServer(NamedTuple):
 
 
 def take_port(wanted: int | None, *, preferred: int, purpose: str, option: str) -> socket.socket:
-    """Return a socket bound to a port of the loopback interface that nobody listens on.
+    """Return a socket that listens on a port of the loopback interface: only then nobody else can take it.
 
     ``wanted``: this port or :class:`PortInUse`; 0 or None: ``preferred`` where it is free, else any.
     """
@@ -60,6 +60,7 @@ def take_port(wanted: int | None, *, preferred: int, purpose: str, option: str) 
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             taken.bind((LOOPBACK, port))
+            taken.listen(128)  # two sockets may be bound to one port as long as neither listens
         except OSError as e:
             taken.close()
             if e.errno not in {errno.EADDRINUSE, errno.EACCES}:

@@ -271,3 +271,13 @@ async def test_ports_are_taken_as_they_were_asked_for(taken: int) -> None:
     assert choose_port(0, preferred=free, **ask) == free
     assert choose_port(None, preferred=taken, **ask) not in {0, taken}
     assert choose_port(free, preferred=taken, **ask) == free
+
+
+def test_a_port_that_was_taken_is_taken_for_everybody() -> None:
+    """Two stacks that start at once never get one port."""
+    with take_port(None, preferred=0, purpose="x", option="--x") as first:
+        port = first.getsockname()[1]
+        with take_port(None, preferred=port, purpose="x", option="--x") as second:
+            assert second.getsockname()[1] != port
+        with pytest.raises(PortInUse):
+            take_port(port, preferred=0, purpose="x", option="--x")
