@@ -35,12 +35,16 @@ class _Protocol(H11Protocol):
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Return a bound socket; port 0 takes a free one. Raises ``OSError`` where the address cannot be had."""
+    """Return a bound socket that nobody else can take; port 0 takes a free one.
+
+    It listens: connections are queued from here on. Raises ``OSError`` where the address cannot be had.
+    """
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+        bound.listen(BACKLOG)  # two sockets may be bound to one address as long as neither listens
     except OSError:
         bound.close()
         raise

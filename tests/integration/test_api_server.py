@@ -52,6 +52,12 @@ async def test_cancelling_it_closes_the_socket(given: ApiDependencies) -> None:
     assert sock.fileno() == -1
 
 
+async def test_a_port_is_taken_as_soon_as_it_is_bound() -> None:
+    """Of two processes that start at the same time one is told at once, before it has done anything."""
+    with bind("127.0.0.1", 0) as first, pytest.raises(OSError, match="in use"):
+        bind("127.0.0.1", first.getsockname()[1])
+
+
 async def test_a_port_in_use_is_an_os_error(given: ApiDependencies) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
         async with running(given, "127.0.0.1", taken.getsockname()[1]):
