@@ -64,6 +64,9 @@ class WorktreeBackend(HostBackend):
             async with exclusive(self._repository_lock(common), create=True) as repository_lock:
                 assert repository_lock is not None
                 await self._add_worktree(self._git(git.cwd, lock, repository_lock), record, folder, base)
+            # What git wrote is whole by now, and stays so: others need not wait for the rest.
+            made = folder / folder.name
+            await to_its_end(_move_worktree, _admin_folder(record, folder), made, folder / "checkout")
         except (GitError, OSError) as e:
             raise ProvisionFailed(
                 f"the worktree of {record.repository} cannot be made: {e}", source=FailureSource.PROVIDER
@@ -78,7 +81,7 @@ class WorktreeBackend(HostBackend):
     async def _add_worktree(self, git: Git, record: ComputeRecord, folder: Path, base: str) -> None:
         assert record.branch is not None
         # Git names its entry after the folder, so that even half an entry can be told by its name.
-        made, checkout = folder / folder.name, folder / "checkout"
+        made = folder / folder.name
         for tries_left in reversed(range(_TRIES)):
             try:
                 await git.run("worktree", "add", "--quiet", "--no-track", "-b", record.branch, str(made), base)
@@ -88,7 +91,6 @@ class WorktreeBackend(HostBackend):
                 if not tries_left or not _MET_ANOTHER.search(str(e)):
                     raise
                 await self._forget(record, folder)
-        await to_its_end(_move_worktree, _admin_folder(record, folder), made, checkout)
 
     async def _recover(self, spec: WorkspaceSpec) -> ComputeRecord:
         record = self._new_record(spec)
@@ -167,7 +169,9 @@ def _admin_folder(record: ComputeRecord, folder: Path) -> Path:
 
 def _move_worktree(admin: Path, made: Path, checkout: Path) -> None:
     made.rename(checkout)
-    (admin / "gitdir").write_text(f"{checkout.resolve() / '.git'}\n")
+    partial = admin / "gitdir.new"
+    partial.write_text(f"{checkout.resolve() / '.git'}\n")
+    partial.replace(admin / "gitdir")
 
 
 def _remove_admin_folder(admin: Path) -> bool:
