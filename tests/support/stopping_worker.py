@@ -2,7 +2,8 @@
 
 Started as a program in place of ``taskrunner worker``. ``STOPS`` is JSON: by task id the name of one of ``POINTS``.
 At the point it prints ``stopped: <task id>`` and goes on only when the pipe ``<TASKRUNNER_HOME>/<task id>.go`` is
-written to. Every agent that is started is noted in the file ``STARTS``, by the name of its compute.
+written to. Every agent that is started is noted in the file ``STARTS``, by the name of its compute, and where another
+agent of that compute still lives at that moment a line ``<name>:second`` follows.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ from typing import Any
 
 from temporalio import activity
 
+from activities.processes import command_line, find_marked
 from messages.names import COMPUTE_MARKER, task_workflow_id
 
 POINTS = {
@@ -115,8 +117,10 @@ def _note_starts() -> None:
         @functools.wraps(original)
         def start(*args: Any, **kwargs: Any) -> Any:
             process = original(*args, **kwargs)
+            name = kwargs["env"][COMPUTE_MARKER]
+            others = [other for other in find_marked(name) if other != process and "serve" in command_line(other)]
             with Path(os.environ["STARTS"]).open("a") as starts:
-                starts.write(kwargs["env"][COMPUTE_MARKER] + "\n")
+                starts.write(f"{name}\n" + (f"{name}:second\n" if others else ""))
             return process
 
         return start
