@@ -6,13 +6,14 @@ PostgreSQL. When the server stops, streams end early: a client that has not seen
 """
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
 from api.dependencies import Services
-from messages.statuses import EventKind, TaskStatus
+from messages.statuses import EventKind, TaskStatus, WorkspaceStatus
 from messages.views import EventView
 from store.changes import Watch
 from store.errors import RegistryUnavailable
@@ -67,8 +68,13 @@ async def _watching(api: Services, task_id: str) -> AsyncGenerator[_Changes]:
 
 
 async def events(api: Services, task_id: str, *, after: int, ended: bool, follow: bool) -> AsyncIterator[bytes]:
-    """Yield server-sent events; ``ended`` tells whether the task had ended when the stream began."""
+    """Yield server-sent events; ``ended`` tells whether the task had ended when the stream began.
+
+    While the workspace is provisioned and says how far that is, so do events of type ``progress``; they have no id,
+    because they are kept nowhere.
+    """
     yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
+    provisioning, shown = after > 0, None  # who resumes may have seen its beginning
     async with _watching(api, task_id) as changes:
         while not api.closing.is_set():
             batch = await changes.patiently(partial(api.registry.tasks.events, task_id, after=after, limit=_BATCH))
@@ -76,10 +82,17 @@ async def events(api: Services, task_id: str, *, after: int, ended: bool, follow
                 yield _frame(event)
                 after = event.id
                 ended = _ended(event, ended)
+                if event.kind is EventKind.WORKSPACE_STATUS:
+                    provisioning = event.current == WorkspaceStatus.PROVISIONING
             if batch is None or len(batch) >= _BATCH:
                 continue
             if ended or not follow:
                 return
+            if provisioning:
+                text = await changes.patiently(partial(api.registry.workspaces.progress, task_id))
+                if text and text != shown:
+                    yield f"event: progress\ndata: {json.dumps({'text': text})}\n\n".encode()
+                shown = text
             if not await changes.wait(KEEP_ALIVE_SECONDS):
                 yield b": still here\n\n"
 

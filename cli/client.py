@@ -117,12 +117,16 @@ class ApiClient:
         path = f"/api/tasks/{_checked(task_id)}/events"
         async with self._stream(path, headers=headers, params=params, gives="text/event-stream") as answer:
             data: list[str] = []
+            kind = ""
             async for line in answer.aiter_lines():
-                if line.startswith("data:"):
+                if line.startswith("event:"):
+                    kind = line[6:].strip()
+                elif line.startswith("data:"):
                     data.append(line[5:].removeprefix(" "))
                 elif not line and data:
-                    yield EventView.model_validate_json("\n".join(data))
-                    data = []
+                    if kind != "progress":  # which is no transition
+                        yield EventView.model_validate_json("\n".join(data))
+                    data, kind = [], ""
 
     async def _call(self, method: str, path: str, *, gives: str = "application/json", **options: Any) -> httpx.Response:
         try:

@@ -47,7 +47,7 @@ class BootLogEntry(View):
 
 
 class WorkspaceView(View):
-    """A workspace as the registry knows it."""
+    """A workspace as the registry knows it. ``progress``: how far the provisioning is, while it takes time."""
 
     id: str
     task_id: str
@@ -63,6 +63,7 @@ class WorkspaceView(View):
     heartbeat_reason: str | None = None
     last_heartbeat_at: datetime | None = None
     leak_suspected_at: datetime | None = None
+    progress: str | None = None
     created_at: datetime
     boot_log: list[BootLogEntry] = []
 

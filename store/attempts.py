@@ -32,7 +32,7 @@ _CREATE_ATTEMPT = """
 _NEW_ATTEMPT = """
     UPDATE workspaces
     SET attempt = %(attempt)s, host_id = %(host_id)s, name = %(name)s, harness_url = NULL, verdict = NULL,
-        heartbeat_state = NULL, heartbeat_reason = NULL, heartbeat = NULL, last_heartbeat_at = NULL
+        heartbeat_state = NULL, heartbeat_reason = NULL, heartbeat = NULL, last_heartbeat_at = NULL, progress = NULL
     WHERE id = %(workspace_id)s
 """
 _CREATED_AT = "SELECT created_at FROM attempts WHERE workspace_id = %(workspace_id)s AND attempt = %(attempt)s"

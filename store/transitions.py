@@ -60,7 +60,7 @@ _MOVE_STEP = """
 """
 _MOVE_WORKSPACE = """
     WITH moved AS (
-        UPDATE workspaces SET status = %(to)s
+        UPDATE workspaces SET status = %(to)s, progress = NULL
         WHERE id = %(id)s AND status = ANY(%(allowed)s::workspace_status[])
         RETURNING id, task_id, attempt, status
     )

@@ -34,13 +34,20 @@ from store.values import believable, clean_or_none, clean_text, jsonb
 BOOT_LOG_ENTRIES = 50
 """How many entries of an attempt's boot log are kept, the newest."""
 
+_PROGRESS_CHARS = 500
+
 _IS_WANTED = """
     SELECT 1 AS wanted FROM workspaces WHERE id = %(workspace_id)s AND attempt = %(attempt)s AND status = %(status)s
 """
 _PROVISIONED = """
-    UPDATE workspaces SET harness_url = %(harness_url)s, name = %(name)s
+    UPDATE workspaces SET harness_url = %(harness_url)s, name = %(name)s, progress = NULL
     WHERE id = %(workspace_id)s AND attempt = %(attempt)s AND status = %(status)s
 """
+_PROGRESS = """
+    UPDATE workspaces SET progress = %(text)s
+    WHERE id = %(workspace_id)s AND attempt = %(attempt)s AND status = %(status)s
+"""
+_PROGRESS_OF_TASK = "SELECT progress FROM workspaces WHERE task_id = %(task_id)s AND progress IS NOT NULL"
 _VERDICT = """
     WITH first AS (
         UPDATE attempts SET verdict = %(verdict)s, verdict_at = now(), failure_source = %(source)s
@@ -146,6 +153,29 @@ class WorkspaceStore(Group):
         if handle.readiness is Readiness.CALLBACK and (task := await lock_task(connection, workspace.task_id)):
             await move_step(connection, task, TaskStep.WAITING_FOR_READY)
         return True
+
+    @statement
+    async def record_progress(self, connection: Connection, workspace_id: str, attempt: int, text: str) -> bool:
+        """Say in one sentence how far the provisioning is, which whoever follows the task is shown; it leaves no event.
+
+        It goes with the end of the provisioning, or by an empty text. False where the attempt is not the current one,
+        or no longer being provisioned.
+        """
+        recorded = await connection.execute(
+            _PROGRESS,
+            {
+                "workspace_id": workspace_id,
+                "attempt": attempt,
+                "text": clean_or_none(text[:_PROGRESS_CHARS]),
+                "status": WorkspaceStatus.PROVISIONING,
+            },
+        )
+        return bool(recorded.rowcount)
+
+    @statement
+    async def progress(self, connection: Connection, task_id: str) -> str | None:
+        """Return how far the provisioning of a task's workspace is; None where it does not say."""
+        return await scalar(connection, _PROGRESS_OF_TASK, {"task_id": task_id})
 
     @transaction
     async def record_verdict(

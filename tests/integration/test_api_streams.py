@@ -30,6 +30,11 @@ async def _sse(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             fields[name] = value
         elif "data" in fields:
             event = json.loads(fields["data"])
+            if fields["event"] == "progress":
+                assert "id" not in fields
+                yield {"kind": "progress", "current": event["text"], "id": None}
+                fields = {}
+                continue
             assert (fields["id"], fields["event"]) == (str(event["id"]), event["kind"])
             yield event
             fields = {}
@@ -112,6 +117,31 @@ async def test_an_event_reaches_its_followers_at_once(api: RunningApi) -> None:
             if event["current"] == TaskStep.WAITING_FOR_READY:
                 assert time.monotonic() - recorded < 0.5
                 break
+
+
+async def test_a_provisioning_that_takes_time_says_how_far_it_is(api: RunningApi) -> None:
+    """S39: the newest sentence first, then each new one, and none once it is over; what is kept is none of them."""
+    workspace = await api.workspace()
+    task_id, workspaces = workspace.task.task_id, api.registry.workspaces
+    assert await workspaces.record_progress(workspace.id, 1, "fetching: 1 %")
+    assert await workspaces.record_progress(workspace.id, 1, "fetching: 2 %")
+    assert not await workspaces.record_progress(workspace.id, 2, "another attempt's")
+    shown = (await api.user.get(f"/api/workspaces/{workspace.id}")).json()["progress"]
+    assert shown == (await api.user.get(f"/api/tasks/{task_id}")).json()["workspace"]["progress"] == "fetching: 2 %"
+    seen: list[str] = []
+    async with asyncio.timeout(20), api.user.stream("GET", f"/api/tasks/{task_id}/events") as response:
+        async for event in _sse(response):
+            if event["kind"] == "progress":
+                seen.append(event["current"])
+            if event["current"] == "fetching: 2 %":
+                await workspaces.record_progress(workspace.id, 1, "fetching: 3 %")
+            elif event["current"] == "fetching: 3 %":
+                await workspaces.record_verdict(workspace.id, 1, Verdict.READY)
+            elif event["current"] == "online":
+                assert not await workspaces.record_progress(workspace.id, 1, "too late")
+                await api.registry.tasks.finish(task_id, DONE)
+    assert seen == ["fetching: 2 %", "fetching: 3 %"]
+    assert (await api.user.get(f"/api/workspaces/{workspace.id}")).json()["progress"] is None
 
 
 async def test_output_is_followed_as_it_comes_until_the_end(api: RunningApi) -> None:

@@ -326,3 +326,16 @@ async def test_no_boot_log_entry_makes_a_record_unreadable(registry: Registry, t
     assert stored.detail
     assert (len(stored.detail), stored.detail[-4:]) == (8192, "xend")
     assert stored.timestamp.utcoffset() == timedelta(0)
+
+
+async def test_how_far_a_provisioning_is_goes_with_its_end(registry: Registry) -> None:
+    task = await provisioning(registry)
+    for end in ("provisioned", "said"):
+        assert await registry.workspaces.record_progress(task.workspace_id, 1, "half\0way")
+        assert await registry.workspaces.progress(task.task_id) == "halfway"
+        if end == "provisioned":
+            await registry.workspaces.record_provisioned(a_handle(task))
+        else:
+            await registry.workspaces.record_progress(task.workspace_id, 1, "")
+        assert await registry.workspaces.progress(task.task_id) is None
+    assert len(await registry.tasks.events(task.task_id)) == 7  # none of them is for the progress
