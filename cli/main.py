@@ -105,17 +105,22 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(e.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read our output has seen enough
         return 1
     except Exception as e:
-        if isinstance(e, OSError) and _is_of_stdout(e):
-            # Keep the interpreter from trying again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if os.environ.get("TASKRUNNER_DEBUG"):
             raise
         return _fail(*explain(e))
+    finally:
+        _drop_what_cannot_be_written()
+
+
+def _drop_what_cannot_be_written() -> None:
+    """Keep the interpreter from trying again, as it ends, to write what stdout does not take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fill_standard_streams() -> None:

@@ -15,6 +15,7 @@ from cli.discovery import Service, embedded_service, service_of_others
 from cli.errors import CliError, UsageError
 from cli.follow import Follower
 from cli.home import FileLock, Home
+from cli.interrupts import interrupts_kept
 from cli.launch import is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, is_url
 from messages.durations import parse_duration
@@ -154,7 +155,8 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
                 await _say_what_is_left(settings, own=request.id)
 
     try:
-        service = join()
+        with interrupts_kept():
+            service = join()
         return asyncio.run(follow())
     finally:
         leave_stack(home, users, render.say)
