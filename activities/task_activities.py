@@ -34,6 +34,7 @@ from messages.activities import (
 from messages.callbacks import log_tail
 from messages.keys import Keyring
 from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, host_task_queue, task_workflow_id
+from messages.sealed import CannotOpen, open_env
 from messages.signals import ProvisioningFailed, SessionFinished
 from messages.statuses import BackendKind, FailureSource, SessionStatus, TaskStep, Verdict, WorkspaceStatus
 from messages.tasks import ProvisionFailure, SavedResult, TaskInput
@@ -93,7 +94,7 @@ class TaskActivitiesImpl(TaskActivities):
         task = request.task
         with as_application_errors():
             await self._registry.tasks.begin(task.task_id)
-            self._required_env(task)
+            await self._session_env(task)
             host_id = self._settings.host_id
             repository = task.repository
             if repository and repository.host not in {None, host_id}:
@@ -190,7 +191,7 @@ class TaskActivitiesImpl(TaskActivities):
                         f"attempt {handle.attempt} of workspace {handle.workspace_id} has another verdict than ready"
                     )
             await self._registry.tasks.advance(task.task_id, TaskStep.VERIFYING)
-            env = self._required_env(task)
+            env = await self._session_env(task)
             agent, compute = self._agent(handle), _compute_of(handle)
             backend = self._backend(handle.backend)
 
@@ -289,14 +290,28 @@ class TaskActivitiesImpl(TaskActivities):
         token = self._keys.agent_token(handle.workspace_id, handle.attempt)
         return AgentClient(self._client, handle.harness_url, token)
 
-    def _required_env(self, task: TaskInput) -> dict[str, str]:
-        names = task.template.required_env
+    async def _session_env(self, task: TaskInput) -> dict[str, str]:
+        """Return the secret part of a session's environment; what was submitted goes before what the worker has."""
+        names = [name for name in task.template.required_env if name not in task.env_names]
         if missing := [name for name in names if not self._environ.get(name)]:
             raise InvalidTask(
-                f"template {task.template.name!r} needs {', '.join(missing)}: "
-                "set in the worker's environment, and not empty; then start the worker again"
+                f"template {task.template.name!r} needs {', '.join(missing)}: set in the worker's environment, and "
+                "not empty (then start the worker again), or submitted with the task (--env NAME)"
             )
-        return {name: self._environ[name] for name in names}
+        env = {name: self._environ[name] for name in names}
+        return {**env, **await self._submitted_env(task)} if task.env_names else env
+
+    async def _submitted_env(self, task: TaskInput) -> dict[str, str]:
+        what = f"the values of {', '.join(task.env_names)}, which were submitted with task {task.task_id},"
+        sealed = await self._registry.task_env.find(task.task_id)
+        if sealed is None:
+            raise InvalidTask(f"{what} are gone: they are deleted when a task is released; submit a new task")
+        try:
+            return open_env(self._keys, task.task_id, sealed)
+        except CannotOpen as e:
+            raise InvalidTask(
+                f"{what} cannot be opened: {e}; give API and worker the same TASKRUNNER_KEYS_FILE and submit a new task"
+            ) from e
 
     async def _destroy_unless_in_use(self, backend: Backend, compute: Compute) -> None:
         """Remove the compute of an attempt that nobody wants.

@@ -15,7 +15,9 @@ from api.openapi import json_body
 from api.problems import Problem, registry_away
 from api.templates import TemplateError, resolve
 from api.workflows_client import cancel_task, require_worker, start_task
+from messages.keys import Keyring
 from messages.names import is_id
+from messages.sealed import env_digest, seal_env
 from messages.statuses import BackendKind, TaskStatus, TaskStep
 from messages.tasks import SavedResult, TaskInput, TaskOutcome, TaskRequest
 from messages.views import TaskPage, TaskView
@@ -45,13 +47,15 @@ async def submit(
         0 < len(idempotency_key) <= MAX_KEY_CHARS and idempotency_key.isprintable()
     ):
         raise Problem(400, "invalid-key", f"the Idempotency-Key has to be 1 to {MAX_KEY_CHARS} printable characters")
-    digest, tasks = _digest(asked), api.registry.tasks
+    keys, tasks = api.given.keys, api.registry.tasks
+    digest = _digest(asked, keys)
     try:
         # What was taken stays taken, whatever has become of its template or of its host's worker since.
         submission = await tasks.find_submitted(asked.id, digest=digest, idempotency_key=idempotency_key)
         if submission is None:
             task = await _task(api, asked)
-            submission = await tasks.create(task, digest=digest, idempotency_key=idempotency_key)
+            env = seal_env(keys, task.task_id, asked.env_values()) if asked.env else None
+            submission = await tasks.create(task, digest=digest, idempotency_key=idempotency_key, env=env)
     except TaskConflict as e:
         raise Problem(
             409,
@@ -237,8 +241,13 @@ def _already_final(view: TaskView) -> Problem:
     return Problem(409, "already-final", f"task {view.id!r} is {view.status.value} already; there is nothing to cancel")
 
 
-def _digest(asked: TaskRequest) -> str:
-    """Return what tells two requests apart: SHA-256 of the request's canonical JSON, defaults left out."""
-    content = asked.model_dump(mode="json", exclude_defaults=True)
+def _digest(asked: TaskRequest, keys: Keyring) -> str:
+    """Return what tells two requests apart: SHA-256 of the request's canonical JSON, defaults left out.
+
+    The digest is stored: ``env`` enters it as a keyed hash, so that nobody can try values on it.
+    """
+    content = asked.model_dump(mode="json", exclude_defaults=True, exclude={"env"})
+    if asked.env:
+        content["env"] = env_digest(keys, asked.env_values())
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -148,6 +148,7 @@ def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) ->
         template=template,
         repository=repository,
         ref=request.ref,
+        env_names=tuple(sorted(request.env)),
     )
 
 

@@ -39,10 +39,10 @@ def call_api(call: Callable[[ApiClient], Awaitable[_T]]) -> _T:
     return asyncio.run(connected())
 
 
-def submit(as_json: bool, **options: str | None) -> None:
+def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> None:
     """Submit a task and print its id."""
     settings = read_settings()
-    request = build_request(**options)
+    request = build_request(env=env, **options)
     task = call_api(lambda api: api.submit(placed(request, settings, api.service)))
     if uses_empty_folder(request):
         render.say(EMPTY_FOLDER)

@@ -60,10 +60,8 @@ class ApiClient:
 
         The request has an id: only so can it be repeated where nobody knows whether it was taken.
         """
-        body = request.model_dump_json(exclude_none=True)
-        headers = {"Content-Type": "application/json"}
         try:
-            answer = await self._call("POST", "/api/tasks", content=body, headers=headers)
+            answer = await self._call("POST", "/api/tasks", json=request.body())
         except Refused as e:  # the id stands for another request
             raise UsageError(str(e)) from None
         except Disconnected as e:

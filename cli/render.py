@@ -221,6 +221,7 @@ def task_page(task: TaskView) -> str:
                 ("prompt", shorten(task.prompt, 200)),
                 ("template", f"{task.template} (backend {task.backend.value})"),
                 ("repository", f"{where}{f' at {task.ref}' if task.ref else ''}" if where else None),
+                ("submitted env", ", ".join(task.env_names) or None),
                 ("created", clock(task.created_at)),
                 ("finished", f"{clock(task.finished_at)} (took {lasted(task)})" if task.finished_at else None),
                 ("may provision", f"{timeout} s ({task.provision_timeout_rule})" if timeout is not None else None),

@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from activities.threads import in_daemon_thread
 from cli import render
@@ -46,8 +48,11 @@ def placed(request: TaskRequest, settings: Settings, service: Service) -> TaskRe
     return request.model_copy(update={"repository": repository})
 
 
-def build_request(**options: str | None) -> TaskRequest:
-    """Return the request that the options describe; raise ``UsageError`` for what can be seen to be wrong here."""
+def build_request(*, env: Sequence[str], **options: str | None) -> TaskRequest:
+    """Return the request that the options describe, with the values of the variables that ``env`` names.
+
+    Raises ``UsageError`` for what can be seen to be wrong here.
+    """
     task_id, backend, template = options["task_id"], options["backend"], options["template"]
     if task_id is not None and not is_id(task_id):
         raise UsageError(f"--id {task_id!r}: use at most 40 small letters, digits and hyphens, not a hyphen first")
@@ -71,9 +76,22 @@ def build_request(**options: str | None) -> TaskRequest:
             repository=repository,
             ref=options["ref"],
             timeout=timeout,
+            env=_values(env),
         )
     except ValidationError as e:
         raise UsageError(str(first_trouble(e))) from None
+
+
+def _values(names: Sequence[str]) -> dict[str, SecretStr]:
+    for name in names:
+        if "=" in name:
+            raise UsageError(
+                f"--env {name.partition('=')[0]}=...: give the name alone, a value would be seen in the list of"
+                " processes; set the variable in your environment, and it is taken from there"
+            )
+        if not os.environ.get(name):
+            raise UsageError(f"--env {name}: it is not set in your environment, or empty; export it, then try again")
+    return {name: SecretStr(os.environ[name]) for name in names}
 
 
 def _timeout(text: str | None) -> timedelta | None:

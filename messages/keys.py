@@ -1,9 +1,10 @@
 """The installation's keys, in one file that its owner alone can read.
 
 The file is JSON: ``installation_id``, ``secret`` (32 bytes, base64) from which workspace agents' tokens are derived,
-``active`` (the id of the key that signs) and ``signing_keys`` (by id, 32-byte Ed25519 seeds in base64). To rotate, add
-a key, make it ``active``, and remove the old one when its last token has expired (24 hours after the last attempt
-began with it).
+``active`` (the id of the key that signs) and ``signing_keys`` (by id, 32-byte Ed25519 seeds in base64, from which
+``messages/sealed.py`` derives the keys that seal). To rotate, add a key, make it ``active``, and remove the old one
+when its last token has expired (24 hours after the last attempt began with it) and no task submitted before still
+runs.
 """
 
 import base64

@@ -1,9 +1,9 @@
 """A task: the request, the workflow's input and result, and what it decides on the way."""
 
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, SecretStr, StringConstraints, model_validator
 
 from messages.base import Message
 from messages.durations import Duration
@@ -11,12 +11,18 @@ from messages.errors import ErrorType
 from messages.names import Id
 from messages.signals import SessionFinished
 from messages.statuses import BackendKind, FailureSource, TaskStatus, TaskStep, Verdict
-from messages.templates import Template
+from messages.templates import EnvName, Template
 
 MAX_PROMPT_BYTES = 100_000
 """A prompt travels as one argument of a command, which Linux limits to 128 KiB."""
 
 MAX_REF_CHARS = 250
+
+MAX_ENV_BYTES = 64 * 1024
+"""Of all values together; with the prompt they fit into one request to the workspace agent."""
+
+RESERVED_ENV = "TASKRUNNER_"
+"""Variables that begin so tell what a process belongs to, or are ours."""
 
 
 class Repository(Message):
@@ -34,7 +40,7 @@ class Repository(Message):
 
 
 class TaskRequest(Message, extra="forbid"):
-    """The body of ``POST /api/tasks``. What is left out comes from the template.
+    """The body of ``POST /api/tasks``. What is left out comes from the template. The values of ``env`` are secrets.
 
     ``template`` defaults to the built-in one of the backend, the backend to ``worktree`` with a repository and to
     ``local`` without.
@@ -51,6 +57,30 @@ class TaskRequest(Message, extra="forbid"):
         | None
     ) = None
     timeout: Duration | None = None
+    env: dict[EnvName, SecretStr] = Field(default={}, max_length=100)
+
+    @model_validator(mode="after")
+    def _env_is_usable(self) -> Self:
+        size = 0
+        for name, value in self.env.items():
+            text = value.get_secret_value()
+            if name.startswith(RESERVED_ENV):
+                raise ValueError(f"env: {name} is ours: a variable whose name begins with {RESERVED_ENV} is not taken")
+            if not text or "\0" in text:
+                raise ValueError(f"env: the value of {name} is empty or holds a NUL character")
+            size += len(text.encode())
+        if size > MAX_ENV_BYTES:
+            raise ValueError(f"env: the values are longer than {MAX_ENV_BYTES} bytes together; give a file's path")
+        return self
+
+    def env_values(self) -> dict[str, str]:
+        """Return the values of ``env``: for whoever sends or seals them, never to be shown."""
+        return {name: value.get_secret_value() for name, value in self.env.items()}
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON of the request as it is sent, with the values of ``env``, which every other dump masks."""
+        content = self.model_dump(mode="json", exclude_none=True, exclude={"env"})
+        return {**content, "env": self.env_values()} if self.env else content
 
     @model_validator(mode="after")
     def _prompt_fits(self) -> Self:
@@ -64,7 +94,10 @@ class TaskRequest(Message, extra="forbid"):
 
 
 class TaskInput(Message):
-    """The input of a TaskRunner workflow: the request, with everything resolved that does not need a worker."""
+    """The input of a TaskRunner workflow: the request, with everything resolved that does not need a worker.
+
+    ``env_names`` names the variables that were submitted with it. Their values are in the registry, sealed.
+    """
 
     task_id: Id
     workspace_id: Id
@@ -72,6 +105,7 @@ class TaskInput(Message):
     template: Template
     repository: Repository | None = None
     ref: str | None = None
+    env_names: tuple[str, ...] = ()
 
 
 class ProvisionFailure(Message):

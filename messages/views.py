@@ -106,6 +106,7 @@ class TaskView(TaskSummary):
     ui_url: str | None = None
     repository: Repository | None = None
     ref: str | None = None
+    env_names: list[str] = []
     provision_timeout_seconds: int | None = None
     provision_timeout_rule: str | None = None
     failure: ProvisionFailure | None = None

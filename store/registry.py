@@ -9,6 +9,7 @@ from store.conninfo import check_database_url
 from store.database import Database
 from store.results import ResultStore
 from store.sessions import SessionStore
+from store.task_env import TaskEnvStore
 from store.tasks import TaskStore
 from store.tokens import TokenStore
 from store.workspaces import WorkspaceStore
@@ -29,6 +30,7 @@ class Registry:
         self.sessions = SessionStore(database)
         self.callbacks = CallbackStore(database)
         self.results = ResultStore(database)
+        self.task_env = TaskEnvStore(database)
         self.tokens = TokenStore(database)
         self.changes = changes
 

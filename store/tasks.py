@@ -11,12 +11,14 @@ from psycopg.types.json import Jsonb
 
 from messages.activities import Preflight
 from messages.names import task_workflow_id
+from messages.sealed import SealedEnv
 from messages.statuses import TASK_TRANSITIONS, BackendKind, EventKind, TaskStatus, TaskStep
 from messages.tasks import TaskInput, TaskOutcome
 from messages.views import EventView, TaskPage, TaskSummary, TaskView
 from store.database import Connection, Group, statement, transaction
 from store.errors import TaskConflict
 from store.records import Submission
+from store.task_env import forget_env, keep_env
 from store.transitions import before, lock_task, move_step, move_task, record_event, record_failure
 from store.values import clean_text, message_jsonb
 
@@ -53,7 +55,8 @@ _FINISHED = """
 _GET = """
     SELECT t.id, t.status, t.step, t.backend, t.template, t.input->>'prompt' AS prompt, t.error, t.created_at,
            t.started_at, t.finished_at, t.workflow_id, t.workspace_id, t.input->'repository' AS repository,
-           t.input->>'ref' AS ref, t.provision_timeout_seconds, t.provision_timeout_rule, t.failure,
+           t.input->>'ref' AS ref, coalesce(t.input->'env_names', '[]') AS env_names,
+           t.provision_timeout_seconds, t.provision_timeout_rule, t.failure,
            (SELECT coalesce(jsonb_agg(jsonb_build_object('step', e.current, 'at', e.at) ORDER BY e.id), '[]')
             FROM events e WHERE e.task_id = t.id AND e.kind = %(step_kind)s) AS steps,
            (SELECT to_jsonb(w) || jsonb_build_object('boot_log', (
@@ -88,14 +91,17 @@ _LIST = """
 class TaskStore(Group):
     """The tasks."""
 
-    async def create(self, task: TaskInput, *, digest: str, idempotency_key: str | None) -> Submission:
+    async def create(
+        self, task: TaskInput, *, digest: str, idempotency_key: str | None, env: SealedEnv | None = None
+    ) -> Submission:
         """Store a task as ``queued``, or return the one that stands for its id or its idempotency key already.
 
-        ``digest`` is the caller's hash of the request. Raises :class:`TaskConflict` where what is stored came from
-        another request, and ``ValueError`` for a task that cannot be stored. Of two equal calls at once, one creates.
+        ``env`` holds the values of the task's ``env_names``, and is stored with a task that is created. ``digest`` is
+        the caller's hash of the request. Raises :class:`TaskConflict` where what is stored came from another request,
+        and ``ValueError`` for a task that cannot be stored. Of two equal calls at once, one creates.
         """
         try:
-            return await self._create(task, digest, idempotency_key)
+            return await self._create(task, digest, idempotency_key, env)
         except psycopg.errors.UntranslatableCharacter as e:
             raise ValueError("the task holds a NUL character, which cannot be stored") from e
 
@@ -108,7 +114,12 @@ class TaskStore(Group):
 
     @transaction
     async def _create(
-        self, connection: Connection, task: TaskInput, digest: str, idempotency_key: str | None
+        self,
+        connection: Connection,
+        task: TaskInput,
+        digest: str,
+        idempotency_key: str | None,
+        env: SealedEnv | None,
     ) -> Submission:
         created = await connection.execute(
             _CREATE,
@@ -126,6 +137,8 @@ class TaskStore(Group):
             },
         )
         if created.rowcount:
+            if env is not None:
+                await keep_env(connection, task.task_id, env)
             await record_event(connection, EventKind.TASK_STATUS, task_id=task.task_id, current=TaskStatus.QUEUED)
             return Submission(task, created=True, status=TaskStatus.QUEUED)
         found = await _find_submitted(connection, task.task_id, digest, idempotency_key)
@@ -182,6 +195,7 @@ class TaskStore(Group):
             error = f"The task ended as {outcome.status.value} without a reason."
         if outcome.failure is not None:
             await record_failure(connection, task_id, outcome.failure)
+        await forget_env(connection, task_id)
         await connection.execute(
             _FINISHED,
             {

@@ -19,6 +19,7 @@ from messages.views import WorkspaceView
 from store.attempts import begin_attempt
 from store.database import Connection, Group, scalar, statement, transaction
 from store.records import CallbackState
+from store.task_env import forget_env
 from store.transitions import (
     LockedWorkspace,
     lock_task,
@@ -217,7 +218,7 @@ class WorkspaceStore(Group):
 
     @transaction
     async def begin_release(self, connection: Connection, task_id: str, workspace_id: str) -> bool:
-        """Move the task to ``releasing`` and the workspace, where there is one, to ``stopping``.
+        """Move the task to ``releasing`` and the workspace, where there is one, to ``stopping``; forget the task's env.
 
         False where the workspace did not move: it does not exist, is another task's, or is stopping or removed.
         """
@@ -225,6 +226,7 @@ class WorkspaceStore(Group):
         if task is None:
             return False
         await move_step(connection, task, TaskStep.RELEASING)
+        await forget_env(connection, task_id)
         workspace = await read_workspace(connection, workspace_id)
         if workspace is None or workspace.task_id != task_id:
             return False

@@ -13,6 +13,13 @@ _OPTIONS = (
     click.option("--agent", metavar="NAME", help="The agent in place of the template's, for example shell."),
     click.option("--timeout", metavar="DURATION", help="How long the session may take, for example 90s or 2h."),
     click.option("--id", "task_id", metavar="ID", help="The task's id; the same id and request is the same task."),
+    click.option(
+        "--env",
+        "env",
+        metavar="NAME",
+        multiple=True,
+        help="Give the agent this variable of your environment; its value is kept secret. May be repeated.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the task as JSON on stdout."),
 )
 
@@ -26,7 +33,7 @@ def task_options(command: Callable[..., int]) -> Callable[..., int]:
 
 @click.command()
 @task_options
-def run(as_json: bool, **options: str | None) -> int:
+def run(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
     """Submit a task, follow it, and exit as it ends.
 
     Steps go to stderr, the agent's output to stdout. PROMPT is what the agent is told ("-" reads it from stdin). In a
@@ -37,4 +44,4 @@ def run(as_json: bool, **options: str | None) -> int:
     from messages.settings import read_settings
 
     settings = read_settings()
-    return running.run(settings, running.build_request(**options), as_json=as_json)
+    return running.run(settings, running.build_request(env=env, **options), as_json=as_json)

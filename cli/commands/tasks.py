@@ -14,11 +14,11 @@ id_argument = click.argument("task_id", metavar="ID")
 
 @click.command()
 @task_options
-def submit(as_json: bool, **options: str | None) -> int:
+def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
     """Submit a task and print its id. PROMPT "-" reads it from stdin."""
     from cli import asking
 
-    asking.submit(as_json, **options)
+    asking.submit(as_json, env, **options)
     return 0
 
 

@@ -23,14 +23,18 @@ from messages.names import (
     is_id,
     task_workflow_id,
 )
-from messages.statuses import TaskStatus
+from messages.sealed import SealedEnv, open_env
+from messages.statuses import BackendKind, TaskStatus
 from messages.tasks import SavedResult, TaskInput, TaskOutcome
+from messages.templates import Template
 from store.registry import Registry
 from tests.support.api import API_TOKEN, HOST_ID, RunningApi, serving, unique
+from tests.support.records import rows
 
 pytest_plugins = ["tests.support.temporal", "tests.support.api"]
 
 LOCAL = {"prompt": "echo hello\nsecond line", "backend": "local"}
+LOCAL_TEMPLATE = Template(name="local", backend=BackendKind.LOCAL)
 
 
 @activity.defn
@@ -99,6 +103,37 @@ async def test_another_spec_under_the_same_id_is_a_conflict(api: RunningApi) -> 
     assert answer.headers["content-type"] == "application/problem+json"
     assert body["id"] in answer.json()["detail"]
     assert (await api.user.get(f"/api/tasks/{body['id']}")).json()["prompt"] == LOCAL["prompt"]
+
+
+async def test_other_values_of_the_environment_are_another_request(api: RunningApi) -> None:
+    """S20, S37: the values are compared, sealed, and shown nowhere; the names are."""
+    spec = LOCAL | {"id": unique("t"), "env": {"B_KEY": "secret-b", "A_KEY": "secret-a"}}
+    first, again = [await api.user.post("/api/tasks", json=spec) for _ in range(2)]
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["env_names"] == ["A_KEY", "B_KEY"]
+    for env in ({"B_KEY": "secret-b", "A_KEY": "secret-c"}, {"B_KEY": "secret-b"}, {}):
+        other = await api.user.post("/api/tasks", json=spec | {"env": env})
+        assert other.status_code == 409
+        assert "secret" not in other.text
+
+    sealed = await api.registry.task_env.find(spec["id"])
+    assert sealed is not None
+    assert open_env(api.keys, spec["id"], sealed) == spec["env"]
+    [row] = await rows(api.registry, "tasks")
+    assert "secret" not in f"{first.text}{row}"
+    history = [
+        e.SerializeToString() async for e in api.temporal.get_workflow_handle(row["workflow_id"]).fetch_history_events()
+    ]
+    assert b"A_KEY" in b"".join(history)
+    assert b"secret-" not in b"".join(history)
+
+
+async def test_cancelling_a_task_that_was_never_started_deletes_its_environment(api: RunningApi) -> None:
+    """S26, S37"""
+    task = TaskInput(task_id=unique("t"), workspace_id=unique("w"), prompt="x", template=LOCAL_TEMPLATE)
+    await api.registry.tasks.create(task, digest="d", idempotency_key=None, env=SealedEnv("k1", b"sealed"))
+    assert (await api.user.post(f"/api/tasks/{task.task_id}/cancel")).status_code == 202
+    assert await api.registry.task_env.find(task.task_id) is None
 
 
 async def test_an_idempotency_key_stands_for_one_task(api: RunningApi) -> None:

@@ -26,6 +26,7 @@ from messages.activities import (
 from messages.errors import ErrorType
 from messages.keys import Keyring
 from messages.names import session_id
+from messages.sealed import seal_env
 from messages.signals import SessionFinished
 from messages.statuses import (
     BackendKind,
@@ -87,8 +88,11 @@ class World:
 
     async def submit(self, **options: Any) -> TaskInput:
         options.setdefault("repository", self.repository)
+        submitted = options.pop("submitted", {})
         task = make_task(options.pop("kind", BackendKind.WORKTREE), **options)
-        await self.registry.tasks.create(task, digest="d", idempotency_key=None)
+        task = task.model_copy(update={"env_names": tuple(submitted)})
+        env = seal_env(self.keys, task.task_id, submitted) if submitted else None
+        await self.registry.tasks.create(task, digest="d", idempotency_key=None, env=env)
         return task
 
     async def preflight(self, task: TaskInput) -> Preflight:

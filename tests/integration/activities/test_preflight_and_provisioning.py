@@ -22,6 +22,7 @@ from messages.activities import (
     WorkspaceHandle,
 )
 from messages.errors import ErrorType
+from messages.keys import create_keys
 from messages.names import host_task_queue, task_workflow_id
 from messages.statuses import (
     BackendKind,
@@ -122,6 +123,39 @@ async def test_preflight_names_every_missing_variable_and_makes_nothing(world: W
     error = await world.fails(world.activities.preflight_task, PreflightRequest(task=task), ErrorType.INVALID_TASK)
     assert "FIRST_KEY, SECOND_KEY" in error.message
     assert "API_KEY," not in error.message
+    assert not world.home.exists()
+
+
+async def test_what_was_submitted_stands_for_a_required_variable_and_goes_before_the_workers(
+    world: World, api: CallbackApi
+) -> None:
+    """S30"""
+    task = await world.submit(
+        prompt='echo "$API_KEY $OWN_KEY $LEVEL"',
+        required_env=("API_KEY", "OWN_KEY"),
+        env={"LEVEL": "of the template"},
+        submitted={"API_KEY": "mine", "OWN_KEY": "own", "LEVEL": "as submitted"},
+    )
+    request, handle = await world.provision(task)
+    session = world.session(task, handle)
+    await world.run(world.activities.create_session, session)
+    api.wait_for(lambda: any(c.kind == f"sessions/{session.session_id}/finished" for c in api.accepted))
+    assert api.output(session.session_id) == "mine own as submitted\n"
+    await world.run(world.activities.release_workspace, release(request, completed()))
+    assert await world.registry.task_env.find(task.task_id) is None
+    error = await world.fails(world.activities.preflight_task, PreflightRequest(task=task), ErrorType.INVALID_TASK)
+    assert "API_KEY, OWN_KEY, LEVEL" in error.message
+    assert "are gone" in error.message
+
+
+async def test_values_that_this_workers_keys_do_not_open_fail_at_preflight(world: World, tmp_path: Path) -> None:
+    """S30, S37"""
+    world.keys = create_keys(tmp_path / "other-keys.json")
+    task = await world.submit(submitted={"MY_KEY": SECRET})
+    error = await world.fails(world.activities.preflight_task, PreflightRequest(task=task), ErrorType.INVALID_TASK)
+    assert "MY_KEY" in error.message
+    assert "TASKRUNNER_KEYS_FILE" in error.message
+    assert SECRET not in error.message
     assert not world.home.exists()
 
 
