@@ -106,13 +106,18 @@ class AgentClient:
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    async def create_session(self, session_id: str, command: Sequence[str], env: Mapping[str, str]) -> AgentSession:
+    async def create_session(
+        self, session_id: str, command: Sequence[str], env: Mapping[str, str], *, if_missing: str = ""
+    ) -> AgentSession:
         """Create the session, or return the one that has this id.
 
-        The id stands for one command only, so a 409 (its environment was another one then) is an adoption too. Raises
-        :class:`SessionRefused` for any other 4xx and :class:`WorkspaceUnreachable`, which is worth a repeat.
+        ``if_missing`` ends the session's error where there is no such program. The id stands for one command only, so
+        a 409 (its environment was another one then) is an adoption too. Raises :class:`SessionRefused` for any other
+        4xx and :class:`WorkspaceUnreachable`, which is worth a repeat.
         """
-        body = {"session_id": session_id, "command": list(command), "env": dict(env)}
+        body: dict[str, Any] = {"session_id": session_id, "command": list(command), "env": dict(env)}
+        if if_missing:
+            body["if_missing"] = if_missing
         response = await self._request("POST", "/sessions", json_body=body)
         if response.status_code == 409 and (existing := await self.session(session_id)):
             return existing

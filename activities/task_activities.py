@@ -38,6 +38,7 @@ from messages.sealed import CannotOpen, open_env
 from messages.signals import ProvisioningFailed, SessionFinished
 from messages.statuses import BackendKind, FailureSource, SessionStatus, TaskStep, Verdict, WorkspaceStatus
 from messages.tasks import ProvisionFailure, SavedResult, TaskInput
+from messages.templates import how_to_install
 from messages.timeouts import resolve_provision_timeout
 from messages.tokens import mint_callback_token
 from store.errors import AttemptSuperseded, RegistryUnavailable
@@ -207,7 +208,9 @@ class TaskActivitiesImpl(TaskActivities):
                     attempt=handle.attempt,
                     turn=request.turn,
                 )
-                await agent.create_session(request.session_id, task.template.agent.argv(task.prompt), env)
+                argv = task.template.agent.argv(task.prompt)
+                missing = f"host {self._settings.host_id!r} does not have it: {how_to_install(argv[0])}"
+                await agent.create_session(request.session_id, argv, env, if_missing=missing)
             except WorkspaceUnreachable as e:
                 found = await backend.inspect(compute)
                 if found.alive:

@@ -53,12 +53,14 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class Spec(NamedTuple):
     """What a session runs. The values of ``env`` may be secrets: they stay in memory.
 
-    ``timeout_seconds`` ends the session as failed; None leaves its end to others.
+    ``timeout_seconds`` ends the session as failed; None leaves its end to others. ``if_missing`` is what to say where
+    there is no such program.
     """
 
     command: tuple[str, ...]
     env: dict[str, str]
     timeout_seconds: float | None = None
+    if_missing: str = ""
 
     @property
     def digest(self) -> str:
@@ -160,6 +162,8 @@ class Session(Lane):
             why = e.strerror or str(e)
             if not self._place.checkout.is_dir():
                 why = f"the checkout {str(self._place.checkout)!r} is not there"
+            elif e.errno == errno.ENOENT and spec.if_missing:
+                why = f"{why}; {spec.if_missing}"
             code = 127 if e.errno == errno.ENOENT else 126
             self._end("failed", code, f"cannot start {spec.command[0][:200]!r}: {why}")
             return

@@ -53,8 +53,45 @@ class CommandAgent(Manifest):
 
 AGENT_PRESETS = {
     "shell": CommandAgent(command=("/bin/sh", "-c", PROMPT_PLACEHOLDER)),
+    # https://code.claude.com/docs/en/headless and /en/permission-modes (Claude Code itself refuses this mode to root);
+    # that "--" ends its options: https://github.com/anthropics/claude-code/issues/3844
+    "claude-code": CommandAgent(
+        command=(
+            *("claude", "-p", "--permission-mode", "bypassPermissions"),
+            *("--verbose", "--output-format", "stream-json", "--", PROMPT_PLACEHOLDER),
+        )
+    ),
+    # https://developers.openai.com/codex/noninteractive (the successor of --full-auto; progress is printed anyhow)
+    "codex": CommandAgent(command=("codex", "exec", "--sandbox", "workspace-write", "--", PROMPT_PLACEHOLDER)),
+    # https://geminicli.com/docs/cli/headless and /docs/cli/trusted-folders: it refuses every folder that nobody has
+    # trusted by hand, yolo or not, and each checkout is a new one
+    "gemini": CommandAgent(
+        command=(
+            *("gemini", "--skip-trust", "--approval-mode=yolo", "--output-format=stream-json"),
+            f"--prompt={PROMPT_PLACEHOLDER}",
+        )
+    ),
+    # https://opencode.ai/docs/cli/commands (2.0 and later). Without --standalone a service in the background, which
+    # several tasks would share and which outlives them, does the work in an environment of its own.
+    "opencode": CommandAgent(command=("opencode", "run", "--standalone", "--auto", "--", PROMPT_PLACEHOLDER)),
 }
-"""Agents by name. ``shell``: the prompt is a shell script."""
+"""Agents by name. ``shell``: the prompt is a shell script. The others are run as their own documentation says for runs
+that nobody attends: they may do everything that they can in the workspace, and print what they do as they do it."""
+
+INSTALL_COMMANDS = {
+    "claude": "npm install -g @anthropic-ai/claude-code",
+    "codex": "npm install -g @openai/codex",
+    "gemini": "npm install -g @google/gemini-cli",
+    "opencode": "npm install -g @opencode/cli",
+}
+"""How the programs of the presets are installed, as the pages above (or their first one) say."""
+
+
+def how_to_install(program: str) -> str:
+    """Return what the reader can do where ``program``, an agent's, is not found."""
+    install = INSTALL_COMMANDS.get(program)
+    where = "where the worker runs, on the PATH that it was started with, or name its whole path in the template"
+    return f"install it ({install}) {where}" if install else f"install it {where}"
 
 
 def agent_preset(name: str) -> CommandAgent:

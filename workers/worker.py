@@ -62,8 +62,8 @@ async def running_worker(
     Yields a task that ends, with its error, only where the worker cannot go on.
     """
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="blocking"))
-    local = LocalBackend(host.home, environ=host.environ)
-    worktree = WorktreeBackend(host.home, environ=host.environ)
+    local = LocalBackend(host.home, environ=host.environ, host_id=host.host_id)
+    worktree = WorktreeBackend(host.home, environ=host.environ, host_id=host.host_id)
     backends: dict[BackendKind, Backend] = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}
     watched = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}
     async with (

@@ -26,11 +26,12 @@ from activities.files import exclusive, open_up, read_log_tail, remove_tree, to_
 from activities.git import Git
 from activities.git_results import Change
 from activities.processes import ProcessId
+from activities.programs import require_program
 from messages.activities import WorkspaceHandle
 from messages.base import Message
 from messages.names import COMPUTE_MARKER
 from messages.statuses import BackendKind, FailureSource, Readiness
-from messages.tasks import SavedResult
+from messages.tasks import SavedResult, TaskInput
 
 _log = logging.getLogger(__name__)
 
@@ -68,16 +69,31 @@ class ComputeRecord(Message):
 class HostBackend(Backend):
     """A backend whose workspaces are folders and processes of this host.
 
-    ``environ`` is the worker's environment: only its harmless part is passed on.
+    ``environ`` is the worker's environment: only its harmless part is passed on. ``host_id`` is for errors.
     """
 
     def __init__(
-        self, home: Path, *, environ: Mapping[str, str], stop_grace_seconds: float = STOP_GRACE_SECONDS
+        self,
+        home: Path,
+        *,
+        environ: Mapping[str, str],
+        host_id: str = "localhost",
+        stop_grace_seconds: float = STOP_GRACE_SECONDS,
     ) -> None:
         self._home = home.absolute()
+        self._host_id = host_id
         self._env = processes.clean_environment(environ)
         self._stop_grace_seconds = stop_grace_seconds
         self._zipapp: Path | None = None
+
+    async def check(self, task: TaskInput) -> str | None:
+        """See :meth:`Backend.check`."""
+        await asyncio.to_thread(require_program, task, self._env, self._host_id)
+        return await self._check_repository(task)
+
+    @abstractmethod
+    async def _check_repository(self, task: TaskInput) -> str | None:
+        """Check what the checkout is made from; the rest is what :meth:`Backend.check` says."""
 
     @abstractmethod
     def _checkout_config(self, spec: WorkspaceSpec) -> dict[str, Any]:

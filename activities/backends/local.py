@@ -26,8 +26,7 @@ class LocalBackend(HostBackend):
 
     kind: ClassVar[BackendKind] = BackendKind.LOCAL
 
-    async def check(self, task: TaskInput) -> str | None:
-        """See :meth:`Backend.check`."""
+    async def _check_repository(self, task: TaskInput) -> str | None:
         if task.repository is None:
             await self._git(Path("/")).run("--version")
             if task.ref:

@@ -31,8 +31,7 @@ class WorktreeBackend(HostBackend):
 
     kind: ClassVar[BackendKind] = BackendKind.WORKTREE
 
-    async def check(self, task: TaskInput) -> str | None:
-        """See :meth:`Backend.check`."""
+    async def _check_repository(self, task: TaskInput) -> str | None:
         if task.repository is None or task.repository.path is None:
             raise InvalidTask(
                 "backend worktree needs a repository: give the path of one on this host, or use backend local"

@@ -137,7 +137,7 @@ def test_ids_are_made_where_none_is_given() -> None:
         ({"repository": {"url": "https://x/y.git"}}, "not available in this release"),
         ({"backend": "vm"}, "not available in this release"),
         ({"template": "x" * 5000}, "no template"),
-        ({"agent": "codex"}, "known: shell"),
+        ({"agent": "wizard"}, "known: shell, claude-code"),
         ({"timeout": "0s"}, "positive"),
     ],
 )

@@ -23,7 +23,7 @@ from messages.statuses import (
     WorkspaceStatus,
 )
 from messages.tasks import TaskRequest
-from messages.templates import Template
+from messages.templates import AGENT_PRESETS, INSTALL_COMMANDS, Template, agent_preset, how_to_install
 from messages.timeouts import resolve_provision_timeout
 from messages.tokens import InvalidToken, mint_callback_token, verify_callback_token
 
@@ -188,6 +188,22 @@ def test_final_statuses_have_no_way_out_but_a_retry() -> None:
     assert set(SESSION_TRANSITIONS) == set(SessionStatus)
     assert all(not SESSION_TRANSITIONS[status] for status in SessionStatus if status.is_final)
     assert all(TASK_TRANSITIONS[status] <= {TaskStatus.QUEUED} for status in TaskStatus if status.is_final)
+
+
+@pytest.mark.parametrize("name", sorted(AGENT_PRESETS))
+def test_a_preset_hands_the_whole_prompt_to_its_program_as_one_argument_that_is_no_option(name: str) -> None:
+    prompt = '--help\n"$(rm -rf .)"\' {prompt} -'
+    argv = agent_preset(name).argv(prompt)
+    assert argv[-1].endswith(prompt)
+    assert "".join(argv).count(prompt) == 1
+    assert argv[-1] == f"--prompt={prompt}" or argv[-2] in {"--", "-c"}
+
+
+def test_every_preset_but_the_shell_says_how_its_program_is_installed() -> None:
+    programs = {agent_preset(name).command[0] for name in AGENT_PRESETS if name != "shell"}
+    assert programs == set(INSTALL_COMMANDS)
+    assert "npm install -g @openai/codex" in how_to_install("codex")
+    assert how_to_install("my-agent").startswith("install it where the worker runs")
 
 
 def _token(keys: Keyring, issued_at: datetime) -> str:

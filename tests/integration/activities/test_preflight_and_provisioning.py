@@ -281,3 +281,12 @@ async def test_a_compute_that_cannot_be_made_fails_with_what_is_known(world: Wor
     [failure] = error.details
     assert (failure.source, failure.attempt, failure.timeout_secs) == (FailureSource.PROVIDER, 1, 600)
     assert failure.error == error.message
+
+
+@pytest.mark.parametrize("kind", [BackendKind.LOCAL, BackendKind.WORKTREE])
+async def test_preflight_names_the_program_that_is_not_there_and_makes_nothing(world: World, kind: BackendKind) -> None:
+    task = await world.submit(kind=kind, agent={"kind": "command", "command": ["no-such-agent", "{prompt}"]})
+    request = PreflightRequest(task=task)
+    error = await world.fails(world.activities.preflight_task, request, ErrorType.BACKEND_UNUSABLE)
+    assert "'no-such-agent' is not on the PATH of host" in error.message
+    assert not world.home.exists()

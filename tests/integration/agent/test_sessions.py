@@ -90,6 +90,15 @@ def test_a_program_that_is_not_found_fails_the_session_and_says_so(agent: AgentP
     assert api.find("sessions/s-1/finished")["exit_code"] == 127
 
 
+def test_a_program_that_is_not_found_fails_with_the_callers_hint_and_others_without(agent: AgentProcess) -> None:
+    (agent.checkout / "notes").write_text("not a program")
+    for session, program in (("s-1", "foo-not-there"), ("s-2", "./notes")):
+        spec = {"session_id": session, "command": [program], "env": {}, "if_missing": "install foo"}
+        assert agent.request("POST", "/sessions", spec).status == 201
+    assert agent.finished("s-1")["error_message"].endswith("'foo-not-there': No such file or directory; install foo")
+    assert agent.finished("s-2")["error_message"].endswith("Permission denied")
+
+
 def test_an_end_that_cannot_be_told_in_full_is_told_all_the_same(agent: AgentProcess, api: CallbackApi) -> None:
     agent.request("POST", "/sessions", {"session_id": "s-1", "command": ["x" * 100_000], "env": {}})
     assert agent.finished("s-1")["status"] == "failed"
