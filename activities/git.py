@@ -13,6 +13,10 @@ from pathlib import Path
 from activities.errors import BackendUnusable, InvalidTask
 from activities.files import until_done
 from messages.names import result_branch
+from messages.urls import without_user_info
+
+OLDEST_GIT = (2, 34)
+"""The oldest release that has all we use: the newest of it is ``git add --sparse``."""
 
 _SAFE_CONFIG = (
     "core.hooksPath=/dev/null",
@@ -158,7 +162,9 @@ class Git:
             )
         except FileNotFoundError as e:
             if self.cwd.is_dir():
-                raise BackendUnusable("git is not installed on this host; install git 2.31 or newer") from e
+                raise BackendUnusable(
+                    f"git is not installed on this host; install git {OLDEST_GIT[0]}.{OLDEST_GIT[1]} or newer"
+                ) from e
             raise GitError(f"git {args[0]}: the folder {self.cwd} is not there") from e
         except (NotADirectoryError, PermissionError) as e:
             raise GitError(f"git {args[0]}: cannot use the folder {self.cwd}: {e.strerror}") from e
@@ -168,7 +174,7 @@ class Git:
         finished = await self.finish(*args, stdin=stdin)
         if finished.returncode != 0:
             said = finished.stderr.decode("utf-8", "replace").strip() or f"exit code {finished.returncode}"
-            raise GitError(f"git {args[0]}: {said[-_ERROR_CHARS:]}")
+            raise GitError(f"git {args[0]}: {without_user_info(said)[-_ERROR_CHARS:]}")
         return finished.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")
 
     async def ask(self, *args: str) -> str | None:

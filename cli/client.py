@@ -13,6 +13,7 @@ from cli.discovery import Service
 from cli.errors import Refused, Unreachable, UsageError
 from messages.names import is_id
 from messages.tasks import TaskRequest
+from messages.urls import without_user_info
 from messages.views import EventView, TaskPage, TaskView
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
@@ -152,8 +153,8 @@ class ApiClient:
         if isinstance(error, httpx.RemoteProtocolError) and not self.has_answered and "illegal" in reason:
             return self._not_ours()  # what answers does not even speak HTTP
         return Disconnected(
-            f"no service answers at {self.service.url} ({reason}); "
-            "start one with: taskrunner dev, or correct TASKRUNNER_API_URL"
+            f"no service answers at {self.service.shown_url} ({reason}); start one with: taskrunner dev, or correct"
+            " TASKRUNNER_API_URL; taskrunner doctor says what is missing"
         )
 
     def _object(self, answer: httpx.Response, *keys: str) -> dict[str, Any]:
@@ -167,7 +168,7 @@ class ApiClient:
 
     def _not_ours(self) -> Unreachable:
         return Unreachable(
-            f"{self.service.url} answered something that is not taskrunner's API; check TASKRUNNER_API_URL"
+            f"{self.service.shown_url} answered something that is not taskrunner's API; check TASKRUNNER_API_URL"
         )
 
     def _raise_for(self, answer: httpx.Response, gives: str) -> None:
@@ -178,13 +179,13 @@ class ApiClient:
             raise self._not_ours()
         if code == 401:
             hint = f"{'unset or correct' if os.environ.get('TASKRUNNER_API_TOKEN') else 'set'} TASKRUNNER_API_TOKEN"
-            raise Unreachable(f"{self.service.url} does not accept our token ({_problem_text(answer)}); {hint}")
+            raise Unreachable(f"{self.service.shown_url} does not accept our token ({_problem_text(answer)}); {hint}")
         self.has_answered = True
         if code < 400:
             return
         text = _problem_text(answer)
         if code >= 500 or code in {408, 425, 429}:
-            raise Disconnected(f"{self.service.url} cannot answer now: {text}; try again later")
+            raise Disconnected(f"{self.service.shown_url} cannot answer now: {text}; try again later")
         raise (Refused if code in {404, 409} else UsageError)(text)
 
 
@@ -208,9 +209,9 @@ def _read(model: type[_View], answer: httpx.Response) -> _View:
     try:
         return model.model_validate_json(answer.content)
     except ValidationError as e:
-        url = answer.request.url.copy_with(raw_path=b"/")
+        url = without_user_info(str(answer.request.url.copy_with(raw_path=b"/")))
         raise Unreachable(
-            f"{str(url).rstrip('/')} answered something that is not taskrunner's API; check TASKRUNNER_API_URL"
+            f"{url.rstrip('/')} answered something that is not taskrunner's API; check TASKRUNNER_API_URL"
         ) from e
 
 

@@ -9,6 +9,7 @@ from cli.errors import Unreachable
 from cli.home import StackRecord, read_record, read_token
 from messages.names import SERVICE
 from messages.settings import DEFAULT_API_URL, Settings
+from messages.urls import without_user_info
 
 _ANSWER_TIMEOUT = httpx.Timeout(5.0)
 
@@ -19,6 +20,11 @@ class Service(NamedTuple):
     url: str
     token: str | None
     stack: StackRecord | None = None
+
+    @property
+    def shown_url(self) -> str:
+        """The URL as it may be printed."""
+        return without_user_info(self.url)
 
 
 def named_service(settings: Settings) -> Service | None:
@@ -41,13 +47,13 @@ def embedded_service(settings: Settings) -> Service | None:
     return Service(record.api_url, _token(settings, settings.home), record) if answer.status_code == 200 else None
 
 
-def default_service(settings: Settings) -> Service | None:
-    """Return the service at the usual address (``DEFAULT_API_URL``) where it is a taskrunner's.
+def default_service(settings: Settings, *, seconds: float = 5.0) -> Service | None:
+    """Return the service at the usual address (``DEFAULT_API_URL``) where it is a taskrunner's that answers in time.
 
     Its token is None where ``TASKRUNNER_API_TOKEN`` is not set: that of the home opens the home's own stack only.
     """
     try:
-        answer = httpx.get(f"{DEFAULT_API_URL}/healthz", timeout=_ANSWER_TIMEOUT, trust_env=False)
+        answer = httpx.get(f"{DEFAULT_API_URL}/healthz", timeout=seconds, trust_env=False)
         is_ours = answer.status_code == 200 and answer.json().get("service") == SERVICE
     except (httpx.HTTPError, ValueError, AttributeError):
         return None
@@ -72,7 +78,10 @@ def find_service(settings: Settings) -> Service:
         return service
     service = default_service(settings)
     if service is None:
-        raise Unreachable(f"no service answers for {settings.home}; start one with: taskrunner dev")
+        raise Unreachable(
+            f"no service answers for {settings.home}; start one with: taskrunner dev"
+            " (taskrunner doctor says what is missing)"
+        )
     if service.token is None:
         raise Unreachable(
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"

@@ -22,6 +22,7 @@ from cli.home import FileLock, Home, StackRecord
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from messages.settings import DEFAULT_API_URL, Settings, SettingsError
+from messages.urls import without_user_info
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -135,7 +136,7 @@ def worker(settings: Settings) -> int:
             running_worker(client, registry, keys, host) as task,
         ):
             logging.getLogger(__name__).info(
-                "worker of host %s is ready; workspaces report to %s", settings.host_id, api_url
+                "worker of host %s is ready; workspaces report to %s", settings.host_id, without_user_info(api_url)
             )
             await task
 

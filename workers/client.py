@@ -8,7 +8,21 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 
+from messages.urls import without_user_info
 from workers.errors import StackError
+
+_USUAL_ADDRESS = "localhost:7233"
+
+
+def client_config(address: str | None = None) -> ClientConnectConfig:
+    """Return how to connect to ``address``, or as ``TEMPORAL_*`` and ``temporal.toml`` say. Raises ``StackError``."""
+    try:
+        config = ClientConnectConfig(target_host=address) if address else ClientConfig.load_client_connect_config()
+    except (RuntimeError, ValueError) as e:
+        raise StackError(f"the configuration of the Temporal client cannot be used: {e}") from e
+    if not config.get("target_host"):
+        config["target_host"] = _USUAL_ADDRESS
+    return config
 
 
 async def connect(address: str | None = None, *, lazy: bool = False) -> Client:
@@ -16,12 +30,9 @@ async def connect(address: str | None = None, *, lazy: bool = False) -> Client:
 
     ``lazy``: connect at the first use, so that Temporal may be away now. Raises ``StackError``.
     """
-    try:
-        config = ClientConnectConfig(target_host=address) if address else ClientConfig.load_client_connect_config()
-    except (RuntimeError, ValueError) as e:
-        raise StackError(f"the configuration of the Temporal client cannot be used: {e}") from e
+    config = client_config(address)
     _quieten_core()
-    target = config.get("target_host", "localhost:7233")
+    target = config.get("target_host") or _USUAL_ADDRESS
     try:
         return await Client.connect(
             target,
@@ -34,7 +45,8 @@ async def connect(address: str | None = None, *, lazy: bool = False) -> Client:
         )
     except (RuntimeError, ValueError) as e:
         raise StackError(
-            f"Temporal does not answer at {target} ({_reason(e)}); start it, or set TEMPORAL_ADDRESS"
+            f"Temporal does not answer at {without_user_info(target)} ({without_user_info(_reason(e))}); "
+            "start it, or set TEMPORAL_ADDRESS (taskrunner doctor says what is missing)"
         ) from e
 
 

@@ -209,8 +209,11 @@ def test_an_output_that_takes_nothing_is_told(cli: Cli) -> None:
 def test_a_named_service_that_does_not_answer_is_not_replaced(cli: Cli) -> None:
     env = {"TASKRUNNER_API_URL": "http://127.0.0.1:1"}
     for args in (["run", "echo x"], ["list"]):
-        refused(cli.run(*args, env=env), 3, "http://127.0.0.1:1")
+        refused(cli.run(*args, env=env), 3, "http://127.0.0.1:1", "taskrunner doctor")
     refused(cli.run("list", env={"TASKRUNNER_API_URL": "nonsense"}), 2, "TASKRUNNER_API_URL")
+    with_password = cli.run("list", env={"TASKRUNNER_API_URL": "http://me:hunter2@127.0.0.1:1"})
+    refused(with_password, 3, "http://127.0.0.1:1 ")
+    assert "hunter" not in with_password.err
     assert not cli.home.exists()
 
 
