@@ -29,6 +29,7 @@ _COMMANDS = {
     "worker": ("cli.commands.services:worker", "Run a worker of this host."),
     "api": ("cli.commands.services:api", "Serve the task API and the callbacks of workspaces."),
     "migrate": ("cli.commands.services:migrate", "Bring the database to this release."),
+    "doctor": ("cli.commands.doctor:doctor", "Check what is needed here, and say how to mend it."),
 }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import LiteralString, cast
+from typing import LiteralString, NamedTuple, cast
 
 import psycopg
 
@@ -23,6 +23,8 @@ _CREATE_LEDGER = """
         applied_at timestamptz NOT NULL DEFAULT now()
     )
 """
+_LEDGER = "schema_migrations"
+_HAS_LEDGER = "SELECT to_regclass(%s) IS NOT NULL"
 _APPLIED = "SELECT name FROM schema_migrations"
 _RECORD = "INSERT INTO schema_migrations (name) VALUES (%s)"
 
@@ -52,6 +54,32 @@ def migrate(url: str, *, folder: Path = MIGRATIONS) -> list[str]:
         for name in missing:
             _apply(connection, name, files[name].read_text(encoding="utf-8"))
     return missing
+
+
+class SchemaState(NamedTuple):
+    """A database as it is: ``server_version`` as libpq says it (180001), and migrations that only one side has."""
+
+    server_version: int
+    missing: list[str]
+    newer: list[str]
+
+
+def look_at_schema(url: str, *, timeout_seconds: int = 2, folder: Path = MIGRATIONS) -> SchemaState:
+    """Return what :func:`migrate` would meet, changing nothing; ``timeout_seconds`` (2 at least) is for connecting.
+
+    Raises :class:`RegistryUnavailable` where PostgreSQL cannot be reached or read.
+    """
+    check_database_url(url)
+    known = {file.stem for file in folder.glob("[0-9]*.sql")}
+    try:
+        with psycopg.connect(
+            url, autocommit=True, connect_timeout=timeout_seconds, application_name="taskrunner-doctor"
+        ) as connection:
+            is_there = connection.execute(_HAS_LEDGER, (_LEDGER,)).fetchone() == (True,)
+            applied = {str(name) for (name,) in connection.execute(_APPLIED)} if is_there else set[str]()
+            return SchemaState(connection.info.server_version, sorted(known - applied), sorted(applied - known))
+    except psycopg.Error as e:
+        raise RegistryUnavailable(str(e).strip()) from e
 
 
 @contextmanager

@@ -59,9 +59,11 @@ def _host(folder: Path) -> str:
     return f"/proc/{os.getpid()}/fd/{descriptor}"
 
 
-def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]) -> None:
-    """Make the data folder where there is none; refuse one that is another version's or not a database's."""
-    owner = pwd.getpwnam(user) if user is not None else None
+def require_data_folder(folder: Path, user: str | None) -> bool:
+    """Tell whether there is a database in ``folder``, the data folder; ``user`` owns it, None where that is us.
+
+    Raises ``StackError`` for one that is another version's, another user's, or not a database's.
+    """
     version_file = folder / "PG_VERSION"
     if version_file.exists():
         version = version_file.read_text(errors="replace").strip()
@@ -70,11 +72,26 @@ def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]
                 f"{folder} holds a database of PostgreSQL {version[:10]!r}, this release brings {MAJOR_VERSION}; "
                 "move the folder away to start with an empty one"
             )
-        if owner is not None and folder.stat().st_uid != owner.pw_uid:
+        if user is not None and folder.stat().st_uid != _uid(user):
             raise StackError(f"{folder} belongs to another user; run: chown -R {user}: {folder}")
-        return
+        return True
     if folder.exists() and any(folder.iterdir()):
         raise StackError(f"{folder} is not a PostgreSQL database; move it away to start with an empty one")
+    return False
+
+
+def _uid(user: str) -> int | None:
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError:
+        return None
+
+
+def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]) -> None:
+    """Make the data folder where there is none; raise ``StackError`` for one that cannot be used."""
+    if require_data_folder(folder, user):
+        return
+    owner = pwd.getpwnam(user) if user is not None else None
     # Made beside its place and moved there whole, so that a crash leaves none that is half made.
     new = folder.with_name(".postgres-new")
     if new.exists():

@@ -21,6 +21,8 @@ MAJOR_VERSION = "18"
 SYSTEM_USER = "pgserver"
 """Whom PostgreSQL runs as where we are root; the wheel's own name for that user."""
 
+_USERADD = ("useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER)
+
 SHARED = Path("/var/lib/taskrunner-postgres")
 """Where the copies are, one folder a version; none is in use by anything but a running stack."""
 
@@ -34,16 +36,12 @@ def system_user() -> str | None:
     try:
         pwd.getpwnam(SYSTEM_USER)
     except KeyError:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
         with contextlib.suppress(OSError):
-            subprocess.run(command, check=False, capture_output=True)
+            subprocess.run(_USERADD, check=False, capture_output=True)
         try:
             pwd.getpwnam(SYSTEM_USER)  # made by us, or by another stack that starts now
         except KeyError as e:
-            raise StackError(
-                f"PostgreSQL does not run as root and the user {SYSTEM_USER!r} cannot be made; "
-                f"make it with: {' '.join(command)}, or run taskrunner as another user"
-            ) from e
+            raise _no_user() from e
     return SYSTEM_USER
 
 
@@ -55,10 +53,50 @@ def find_programs(user: str | None) -> Path:
     try:
         return _copy(installed, SHARED)
     except OSError as e:
-        raise StackError(
-            f"PostgreSQL does not run as root, the user {user!r} cannot read {installed}, and it cannot be copied to "
-            f"{SHARED} ({e.strerror}); install taskrunner where every user can read it, or run it as another user"
-        ) from e
+        raise _cannot_be_copied(installed, user, e.strerror) from e
+
+
+def foresee_programs() -> tuple[Path, str]:
+    """Return the folder of programs that a start would use, and what the start would do first (empty: nothing).
+
+    Changes nothing. Raises ``StackError`` where a start would.
+    """
+    installed = _installed()
+    if os.geteuid() != 0:
+        return installed, ""
+    try:
+        pwd.getpwnam(SYSTEM_USER)
+    except KeyError:
+        if shutil.which("useradd") is None:
+            raise _no_user() from None
+        return installed, f"the first start makes the user {SYSTEM_USER!r}"
+    if _can_run(installed / "postgres", SYSTEM_USER):
+        return installed, ""
+    copy = _copy_of_wheel(SHARED) / installed.relative_to(installed.parents[2])
+    if copy.exists():
+        return copy, ""
+    parent = next(folder for folder in (SHARED, *SHARED.parents) if folder.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise _cannot_be_copied(installed, SYSTEM_USER, f"{parent} cannot be written")
+    return installed, f"the first start copies it to {SHARED}, where the user {SYSTEM_USER!r} can run it"
+
+
+def _no_user() -> StackError:
+    return StackError(
+        f"PostgreSQL does not run as root and the user {SYSTEM_USER!r} cannot be made; "
+        f"make it with: {' '.join(_USERADD)}, or run taskrunner as another user"
+    )
+
+
+def _cannot_be_copied(installed: Path, user: str, reason: str | None) -> StackError:
+    return StackError(
+        f"PostgreSQL does not run as root, the user {user!r} cannot read {installed}, and it cannot be copied to "
+        f"{SHARED} ({reason}); install taskrunner where every user can read it, or run it as another user"
+    )
+
+
+def _copy_of_wheel(shared: Path) -> Path:
+    return shared / f"{MAJOR_VERSION}-{version(_WHEEL)}"
 
 
 def _installed() -> Path:
@@ -92,7 +130,7 @@ def _copy(programs: Path, shared: Path) -> Path:
     if not shared.exists():
         shared.mkdir(parents=True, exist_ok=True)
         shared.chmod(0o755)  # whatever the umask is
-    target = shared / f"{MAJOR_VERSION}-{version(_WHEEL)}"
+    target = _copy_of_wheel(shared)
     lock = os.open(shared, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another home's stack may start now

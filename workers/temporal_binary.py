@@ -17,10 +17,15 @@ from workers.errors import StackError
 GO_PACKAGE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"
 """The newest version that ``go install`` can build (later ones need replace directives)."""
 
-_INSTALL_HINT = (
+DOWNLOADS = "https://temporal.download"
+"""Where the SDK downloads the CLI from."""
+
+INSTALL_HINT = (
     "install the Temporal CLI (https://docs.temporal.io/cli) so that `temporal` is on PATH, "
     "or point TASKRUNNER_TEMPORAL_BIN to it"
 )
+
+_HINT = f"{INSTALL_HINT}; taskrunner doctor says what is missing"
 
 Progress = Callable[[str], None]
 
@@ -59,9 +64,7 @@ async def obtain_temporal(named: Path | None, progress: Progress) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         lock = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as e:
-        raise StackError(
-            f"the Temporal CLI is missing and {cache} cannot be written ({e.strerror}); {_INSTALL_HINT}"
-        ) from e
+        raise StackError(f"the Temporal CLI is missing and {cache} cannot be written ({e.strerror}); {_HINT}") from e
     try:
         await asyncio.to_thread(fcntl.flock, lock, fcntl.LOCK_EX)  # others wait for the first one's
         if found := find_temporal(named):
@@ -95,9 +98,7 @@ async def _build(folder: Path, progress: Progress) -> Path:
     """Build the CLI from source with Go."""
     go = shutil.which("go")
     if go is None:
-        raise StackError(
-            f"the Temporal CLI is missing, cannot be downloaded, and there is no Go to build it; {_INSTALL_HINT}"
-        )
+        raise StackError(f"the Temporal CLI is missing, cannot be downloaded, and there is no Go to build it; {_HINT}")
     progress(f"Building the Temporal CLI: go install {GO_PACKAGE} (once, about 5 minutes on 2 cores)")
     log = folder / "go.log"
     with log.open("wb") as output:
@@ -117,7 +118,7 @@ async def _build(folder: Path, progress: Progress) -> Path:
             raise
     if code != 0 or not (folder / "temporal").exists():
         words = last_words(log.read_text(errors="replace").splitlines())
-        raise StackError(f"the Temporal CLI cannot be built: {words}; {_INSTALL_HINT}")
+        raise StackError(f"the Temporal CLI cannot be built: {words}; {_HINT}")
     return folder / "temporal"
 
 

@@ -1,0 +1,169 @@
+"""The folder of the embedded stack, its disk, and what lies in it: a stack, keys; and templates."""
+
+import fcntl
+import os
+import pwd
+import secrets
+import shlex
+import socket
+import stat
+import tempfile
+from pathlib import Path
+
+from activities.processes import find_carrying
+from api.templates import TemplateError, TemplateFolder
+from cli.doctor.check import Check, broken, from_error, ok, warning
+from cli.home import StackRecord, is_locked
+from messages.keys import KeysError, load_keys
+from messages.settings import Settings
+from workers.children import STACK_MARKER
+
+GB = 10**9
+LITTLE_BYTES = 5 * GB
+TOO_FEW_BYTES = 500 * 10**6
+LITTLE_INODES = 50_000
+TOO_FEW_INODES = 2_000
+
+_ANOTHER = "export TASKRUNNER_HOME=… (a folder of yours on a local disk)"
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    while not path.is_dir() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def check_home(home: Path) -> Check:
+    """Check that the folder is there or can be made, is ours, and takes files, locks and sockets."""
+    try:
+        str(home).encode()
+    except UnicodeEncodeError:
+        return broken("home", repr(str(home)), "its name is not valid UTF-8", _ANOTHER)
+    try:
+        home.lstat()
+        is_there = True
+    except FileNotFoundError:
+        is_there = False
+    except OSError as e:
+        return broken("home", _shown(home), f"it cannot be used: {e.strerror}", _ANOTHER)
+    if not is_there:
+        parent = nearest_folder(home)
+        try:
+            _use(parent)
+        except OSError as e:
+            return broken("home", f"{home}, not there yet", f"{parent} cannot be used: {e.strerror or e}", _ANOTHER)
+        return ok("home", f"{home}, not there yet: the first start makes it")
+    if not home.is_dir():
+        return broken("home", str(home), "not a folder", f"mv {shlex.quote(str(home))} {shlex.quote(f'{home}.old')}")
+    try:
+        _use(home)
+    except OSError as e:
+        return broken("home", str(home), f"it cannot be used: {e.strerror or e}", _ANOTHER)
+    return _check_owner(home, home.stat())
+
+
+def _shown(home: Path) -> str:
+    return str(home) if len(str(home)) <= 200 else f"{str(home)[:200]}…"
+
+
+def _use(home: Path) -> None:
+    """Raise ``OSError`` where the folder takes no file, no lock on it or no socket; nothing of them stays."""
+    with tempfile.TemporaryFile(dir=home) as file:
+        file.write(b"x")
+        file.flush()
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    folder = os.open(home, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # By way of the descriptor, because a socket's whole path has 107 bytes at most.
+        place = Path(f"/proc/self/fd/{folder}/.doctor-{secrets.token_hex(8)}")
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.bind(str(place))
+            finally:
+                place.unlink(missing_ok=True)
+    finally:
+        os.close(folder)
+
+
+def _check_owner(home: Path, found: os.stat_result) -> Check:
+    owner = _user(found.st_uid)
+    quoted = shlex.quote(str(home))
+    if found.st_uid != os.geteuid():
+        us = _user(os.geteuid())
+        return warning(
+            "home", f"{home}, of {owner}", f"what {us} makes there may be of no use to {owner}", f"chown {us}: {quoted}"
+        )
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return warning("home", f"{home}, of {owner}", "others can write into it", f"chmod go-w {quoted}")
+    return ok("home", f"{home}, of {owner}")
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def check_stack(home: Path, record: StackRecord | None) -> Check:
+    """Check which stack runs on the home, and whether an earlier one left servers behind."""
+    if record is not None and record.is_alive:
+        return ok("stack", f"runs (process {record.pid}, {record.api_url})")
+    if is_locked(home / "stack.lock"):
+        return ok("stack", "one is starting or stopping just now")
+    left = find_carrying(STACK_MARKER, str(home))
+    if left:
+        pids = " ".join(str(process.pid) for process in left)
+        problem = f"an earlier one ended and left servers behind (processes {pids}); the next start ends them"
+        return warning("stack", "none runs", problem, f"kill {pids}")
+    return ok("stack", "none runs: taskrunner run starts one, taskrunner dev keeps one")
+
+
+def check_keys(settings: Settings) -> Check:
+    """Check the installation's keys."""
+    path = settings.keys_path
+    if settings.keys_file is None and not os.path.lexists(path):
+        return ok("keys", f"{path}, not there yet: the first start makes it")
+    try:
+        keys = load_keys(path)
+    except KeysError as e:
+        return from_error("keys", str(path), e)
+    except UnicodeDecodeError:
+        return broken("keys", str(path), "the keys file is broken (not text)", "restore it from where it was copied")
+    return ok("keys", f"{path}, installation {keys.installation_id}")
+
+
+def check_templates(folder: Path | None) -> Check:
+    """Check that the templates can be read, and that each can be used."""
+    found = f"{folder} and the built-in ones" if folder else "the built-in ones"
+    templates = TemplateFolder(folder)
+    try:
+        names, bad = [template.name for template in templates.all()], templates.broken()
+    except TemplateError as e:
+        return from_error("templates", str(folder), e)
+    found = f"{', '.join(names)} ({found})"
+    if bad:
+        file, why = min(bad.items())
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        return warning("templates", found, f"{file} cannot be used{more}: {why}", f"correct {folder}/{file}")
+    return ok("templates", found)
+
+
+def check_disk(home: Path, *, little: int = LITTLE_BYTES, too_few: int = TOO_FEW_BYTES) -> Check:
+    """Check the free space, in bytes, and inodes of the home's file system; file systems without inodes say 0 of 0."""
+    folder = nearest_folder(home)
+    space = os.statvfs(folder)
+    free = space.f_bavail * space.f_frsize
+    inodes = space.f_favail if space.f_files else None
+    found = f"{free / GB:.1f} GB free in {folder}"
+    mend = f"df -h {shlex.quote(str(folder))}, then free some space, or set TASKRUNNER_HOME"
+    if free < too_few:
+        return broken("disk", found, f"less than {too_few / GB:g} GB", mend)
+    if inodes is not None and inodes < TOO_FEW_INODES:
+        return broken("disk", f"{found}, {inodes} inodes", "hardly any file can be made", mend.replace("-h", "-i"))
+    if free < little:
+        return warning("disk", found, f"less than {little / GB:g} GB: checkouts and databases grow", mend)
+    if inodes is not None and inodes < LITTLE_INODES:
+        return warning("disk", f"{found}, {inodes} inodes", "a large checkout may not fit", mend.replace("-h", "-i"))
+    return ok("disk", found)

@@ -1,0 +1,65 @@
+"""The service that commands talk to."""
+
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httpx
+
+from cli.discovery import Service
+from cli.doctor.check import PATIENCE_SECONDS, Check, broken, ok
+from messages.names import SERVICE
+
+
+def check_service(service: Service, *, start: str, seconds: float = PATIENCE_SECONDS) -> Check:
+    """Check that the service answers, takes our token, and has what it needs; ``start`` is what starts it."""
+    found = service.shown_url
+    deadline = time.monotonic() + seconds
+    parts = urlsplit(service.url)
+    is_local = parts.hostname in {"127.0.0.1", "localhost", "::1"}
+    headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
+    with httpx.Client(base_url=service.url, headers=headers, trust_env=not is_local) as client:
+
+        def get(path: str) -> httpx.Response:
+            return client.get(path, timeout=max(deadline - time.monotonic(), 0.1))
+
+        try:
+            health, tasks = get("/healthz"), get("/api/tasks?limit=1")
+        except httpx.HTTPError as e:
+            reason = str(e) or type(e).__name__
+            return broken("api", found, f"no service answers there ({reason})", start)
+        if not _is_ours(health):
+            return broken("api", found, "what answers there is not taskrunner's API", "correct TASKRUNNER_API_URL")
+        if tasks.status_code == 401:
+            return broken("api", found, *_refused(service, has_user_info=parts.username is not None))
+        return _check_ready(found, get)
+
+
+def _is_ours(health: httpx.Response) -> bool:
+    try:
+        return health.status_code == 200 and health.json().get("service") == SERVICE
+    except (ValueError, AttributeError):
+        return False
+
+
+def _refused(service: Service, *, has_user_info: bool) -> tuple[str, str]:
+    if has_user_info:
+        return (
+            "it does not accept our token: a user in the URL is sent in its place",
+            "take the user and the password out of TASKRUNNER_API_URL",
+        )
+    if service.token is None:
+        return "it wants a token, and TASKRUNNER_API_TOKEN is not set", "export TASKRUNNER_API_TOKEN=…"
+    return "it does not accept our token", "unset TASKRUNNER_API_TOKEN, or set it to a token of that service"
+
+
+def _check_ready(found: str, get: Callable[[str], httpx.Response]) -> Check:
+    try:
+        answer = get("/readyz")
+        away = [str(part) for part, state in answer.json()["parts"].items() if state != "ok"]
+    except (httpx.HTTPError, ValueError, AttributeError, KeyError):
+        away = ["Temporal or PostgreSQL"]
+    if not away:
+        return ok("api", f"{found}, ready, takes our token")
+    names = " and ".join({"temporal": "Temporal", "registry": "PostgreSQL"}.get(part, part) for part in away)
+    return broken("api", found, f"it answers, but {names} does not answer it", "taskrunner doctor, on its machine")

@@ -1,0 +1,120 @@
+"""``taskrunner doctor`` as its users run it."""
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from time import perf_counter
+
+import psutil
+import pytest
+
+from tests.support.cli import Cli, Finished, is_one_line, private_cli
+
+
+@pytest.fixture
+def cli() -> Iterator[Cli]:
+    with private_cli() as cli:
+        yield cli
+
+
+def checks_of(finished: Finished, *, ok: bool) -> dict[str, dict[str, str]]:
+    report = json.loads(finished.out)
+    assert report["ok"] is ok, finished
+    assert finished.code == (0 if ok else 1), finished
+    assert finished.err == ""
+    for check in report["checks"]:
+        assert check["status"] in {"ok", "warning", "broken", "not needed"}
+        assert {"name", "status", "found"} <= check.keys() <= {"name", "status", "found", "problem", "mend"}
+        assert check["found"]
+        assert check["status"] not in {"warning", "broken"} or (check["problem"] and check["mend"])
+    return {check["name"]: check for check in report["checks"]}
+
+
+def test_a_machine_that_never_ran_it_is_checked_and_left_as_it_was(cli: Cli) -> None:
+    before = sorted(cli.home.parent.rglob("*"))
+    checks = checks_of(cli.run("doctor", "--json"), ok=True)
+    assert checks["home"]["status"] == "ok"
+    assert checks["temporal-server"]["status"] == checks["api"]["status"] == "not needed"
+    lines = cli.run("doctor").out.splitlines()
+    assert len(lines) == len(checks) + 3  # a head, an empty line, how it is altogether
+    assert lines[-1].startswith("Everything that is needed works.")
+    assert sorted(cli.home.parent.rglob("*")) == before
+    assert cli.processes() == {}
+
+
+def test_a_running_stack_is_found_whole(cli: Cli) -> None:
+    with cli.dev() as stack:
+        checks = checks_of(cli.run("doctor", "--json"), ok=True)
+        needed = ("home", "keys", "temporal-cli", "temporal-server", "postgresql", "stack", "api")
+        for name in (*needed, "port-api", "port-temporal", "port-ui"):
+            assert checks[name]["status"] == "ok", checks[name]
+        assert f"process {stack.process.pid}" in checks["stack"]["found"]
+        assert "of our own stack" in checks["port-ui"]["found"]
+        assert "schema up to date" in checks["postgresql"]["found"]
+        [temporal] = [p for p in psutil.Process(stack.process.pid).children() if "temporal" in p.name()]
+        temporal.send_signal(signal.SIGSTOP)
+        try:
+            checks = checks_of(cli.run("doctor", "--json"), ok=False)
+            for name in ("temporal-server", "api"):
+                assert checks[name]["status"] == "broken", checks[name]
+        finally:
+            temporal.send_signal(signal.SIGCONT)
+
+
+def test_what_is_broken_is_named_and_is_exit_code_1(cli: Cli) -> None:
+    cli.home.write_text("a file")
+    (cli.cwd / "bin").mkdir()
+    finished = cli.run("doctor", env={"PATH": str(cli.cwd / "bin")})
+    assert finished.code == 1, finished
+    assert finished.err == ""
+    assert finished.out.splitlines()[-1].startswith("Broken: git, home")
+    assert f"mend it: mv {cli.home} {cli.home}.old" in finished.out
+    wrong = cli.run("doctor", "--wat")
+    assert wrong.code == 2
+    assert is_one_line(wrong)
+
+
+def test_nothing_that_hangs_holds_it_up_and_no_secret_is_shown(cli: Cli) -> None:
+    """S37: servers that take connections and never answer, programs that never end: within 5 s, nothing left."""
+    tools = cli.cwd / "bin"
+    tools.mkdir()
+    for name in ("git", "temporal", "docker", "claude", "codex", "gemini", "opencode"):
+        (tools / name).write_text("#!/bin/sh\nexec /bin/sleep 1000\n")
+        (tools / name).chmod(0o755)
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
+        port = mute.getsockname()[1]
+        elsewhere = {
+            "TASKRUNNER_API_URL": f"http://me:hunter2@127.0.0.1:{port}",
+            "TASKRUNNER_API_TOKEN": "tr_hunter3",
+            "TASKRUNNER_DATABASE_URL": f"postgresql://me:hunter4@127.0.0.1:{port}/x",
+            "TEMPORAL_ADDRESS": f"127.0.0.1:{port}",
+            "TEMPORAL_API_KEY": "hunter5",
+        }
+        for more in ({}, elsewhere):
+            began = perf_counter()
+            finished = cli.run("doctor", "--docker", "--json", env={"PATH": str(tools), **more})
+            assert perf_counter() - began < 5.5, finished  # a busy machine may take a moment to start it
+            checks = checks_of(finished, ok=False)
+            assert checks["git"]["status"] == checks["docker"]["status"] == "broken"
+            assert checks["agent-codex"]["status"] in {"ok", "not needed"}
+            assert "hunter" not in finished.out
+    for name in ("api", "postgresql", "temporal-server"):
+        assert checks[name]["status"] == "broken", checks[name]
+        assert str(port) in checks[name]["found"]
+    assert cli.processes() == {}
+
+
+def test_ctrl_c_leaves_nothing(cli: Cli) -> None:
+    note = cli.cwd / "asked"
+    os.mkfifo(note)
+    git = cli.cwd / "git"
+    git.write_text(f"#!/bin/sh\necho $$ > {note}\nexec /bin/sleep 1000\n")
+    git.chmod(0o755)
+    running = cli.start("doctor", env={"PATH": str(cli.cwd)})
+    pid = int(Path(note).read_text())
+    running.signal(signal.SIGINT)
+    assert running.end(10).code == 130
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
