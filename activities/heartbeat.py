@@ -2,12 +2,22 @@
 
 import asyncio
 import contextlib
+from contextvars import ContextVar
 from typing import Any
 
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 BEATS_PER_TIMEOUT = 3
+
+_details: ContextVar[list[Any]] = ContextVar("heartbeat details")
+
+
+def note(*details: Any) -> None:
+    """Beat with ``details`` now, and with every beat from now on: the Temporal UI and the next attempt see them."""
+    if (kept := _details.get(None)) is not None:
+        kept[:] = details
+    activity.heartbeat(*details)
 
 
 class HeartbeatInterceptor(Interceptor):
@@ -26,6 +36,7 @@ class _Beating(ActivityInboundInterceptor):
         timeout = activity.info().heartbeat_timeout
         if not timeout:
             return await super().execute_activity(input)
+        _details.set(list(activity.info().heartbeat_details))  # an earlier attempt's, until there are others
         beating = asyncio.create_task(_beat(timeout.total_seconds() / BEATS_PER_TIMEOUT))
         try:
             return await super().execute_activity(input)
@@ -36,7 +47,6 @@ class _Beating(ActivityInboundInterceptor):
 
 
 async def _beat(interval_seconds: float) -> None:
-    details = activity.info().heartbeat_details  # an earlier attempt's, which each beat would otherwise wipe out
     while True:
-        activity.heartbeat(*details)
+        activity.heartbeat(*_details.get())
         await asyncio.sleep(interval_seconds)

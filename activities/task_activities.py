@@ -19,6 +19,8 @@ from activities.errors import (
     as_application_errors,
 )
 from activities.files import until_done
+from activities.harness_client import HarnessClient
+from activities.heartbeat import note
 from messages.activities import (
     AttemptRequest,
     FinishRequest,
@@ -44,7 +46,10 @@ from messages.tokens import mint_callback_token
 from store.errors import AttemptSuperseded, RegistryUnavailable
 from store.registry import Registry
 
+FIRST_PROBE_PAUSE_SECONDS = 0.1
+LONGEST_PROBE_PAUSE_SECONDS = 5.0
 LAST_PROBE_SECONDS = 3.0
+"""How long a look waits for the workspace's answer."""
 LAST_READ_SECONDS = 1.0
 """How long the last look waits for the registry; with the probe it must fit into what the workflow gives it."""
 VERIFY_SECONDS = 10.0
@@ -162,6 +167,22 @@ class TaskActivitiesImpl(TaskActivities):
                 if (details := activity.cancellation_details()) and details.cancel_requested:
                     await until_done(asyncio.ensure_future(backend.destroy(compute)))
                 raise
+
+    @activity.defn
+    async def probe_workspace(self, handle: WorkspaceHandle) -> LastLook:
+        """See :meth:`TaskActivities.probe_workspace`."""
+        pause = FIRST_PROBE_PAUSE_SECONDS
+        with as_application_errors():
+            while True:
+                try:
+                    look = await self._health(handle)
+                except WorkspaceUnreachable as e:  # the compute's own end is the watcher's business
+                    look = LastLook(error=str(e))
+                if look.ready or look.failed:
+                    return look
+                note(look.error)
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_PROBE_PAUSE_SECONDS)
 
     @activity.defn
     async def look_once_more(self, handle: WorkspaceHandle) -> LastLook:
@@ -338,25 +359,25 @@ class TaskActivitiesImpl(TaskActivities):
 
     async def _probe(self, handle: WorkspaceHandle) -> LastLook:
         try:
-            health = await self._agent(handle).health(timeout_seconds=LAST_PROBE_SECONDS)
+            return await self._health(handle)
         except WorkspaceUnreachable as e:
             found = await self._backend(handle.backend).inspect(_compute_of(handle))
             if found.alive:
                 return LastLook(error=str(e))
-            error, tail = f"the workspace ended by itself: {found.ending}", found.log_tail
-        else:
-            if health.status == "ok":
-                return LastLook(ready=True)
-            if health.status == "booting":
-                return LastLook(error=f"still booting: {health.step or 'no step named'}")
-            found = await self._backend(handle.backend).inspect(_compute_of(handle))
-            error, tail = health.error or "the workspace agent says that it failed", found.log_tail
-        return LastLook(
-            failed=ProvisioningFailed(
-                workspace_id=handle.workspace_id, attempt=handle.attempt, error=error, log_tail=tail
-            ),
-            error=error,
-        )
+            return _hopeless(handle, f"the workspace ended by itself: {found.ending}", found)
+
+    async def _health(self, handle: WorkspaceHandle) -> LastLook:
+        """Ask the workspace once. Raises ``WorkspaceUnreachable`` where no agent of ours answers."""
+        if not handle.agent:
+            await HarnessClient(self._client, handle.harness_url).health(timeout_seconds=LAST_PROBE_SECONDS)
+            return LastLook(ready=True)
+        health = await self._agent(handle).health(timeout_seconds=LAST_PROBE_SECONDS)
+        if health.status == "ok":
+            return LastLook(ready=True)
+        if health.status == "booting":
+            return LastLook(error=f"still booting: {health.step or 'no step named'}")
+        found = await self._backend(handle.backend).inspect(_compute_of(handle))
+        return _hopeless(handle, health.error or "the workspace agent says that it failed", found)
 
     async def _save(self, backend: Backend, compute: Compute, request: ReleaseRequest) -> SavedResult | None:
         task_id = request.task.task_id
@@ -390,6 +411,13 @@ def _failure(request: AttemptRequest, source: FailureSource, error: str, detail:
         error=error or "provisioning failed",
         detail=log_tail(detail),
     )
+
+
+def _hopeless(handle: WorkspaceHandle, error: str, found: Inspection) -> LastLook:
+    failed = ProvisioningFailed(
+        workspace_id=handle.workspace_id, attempt=handle.attempt, error=error, log_tail=found.log_tail
+    )
+    return LastLook(failed=failed, error=error)
 
 
 def _gone(task: TaskInput, handle: WorkspaceHandle, found: Inspection) -> ProvisionFailed:

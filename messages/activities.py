@@ -44,7 +44,10 @@ class AttemptRequest(Message):
 
 
 class WorkspaceHandle(Message):
-    """One attempt's compute: its name, the queue of those who can reach it, and where its agent listens."""
+    """One attempt's compute: its name, the queue of those who can reach it, and where it answers HTTP.
+
+    ``agent``: our workspace agent answers at ``harness_url``; without it that is an image's own server.
+    """
 
     workspace_id: Id
     attempt: Attempt
@@ -53,10 +56,11 @@ class WorkspaceHandle(Message):
     task_queue: str
     harness_url: str
     readiness: Readiness
+    agent: bool = True
 
 
 class LastLook(Message):
-    """What a last look at a silent workspace found: ready, failed, or neither (then ``error`` says what it saw)."""
+    """What a look at a silent workspace found: ready, failed, or neither (then ``error`` says what it saw)."""
 
     ready: bool = False
     failed: ProvisioningFailed | None = None
@@ -117,6 +121,15 @@ class TaskActivities(ABC):
 
         The row, name and attempt are written first. If the attempt is no longer wanted when the compute exists, the
         compute is deleted and ``ATTEMPT_SUPERSEDED`` raised. Cancellation deletes what was made before it returns.
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def probe_workspace(self, handle: WorkspaceHandle) -> LastLook:
+        """Ask ``GET <harness_url>/healthz`` until it is answered with ready, or the workspace's agent says it failed.
+
+        The pause between two looks is 0.1 s, doubling to 5 s. Ends only so, or by cancellation; its heartbeats tell
+        what the last look saw.
         """
 
     @activity.defn

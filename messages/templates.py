@@ -134,11 +134,9 @@ class Template(Manifest):
         if self.backend not in SUPPORTED_BACKENDS:
             known = ", ".join(SUPPORTED_BACKENDS)
             raise ValueError(f"backend {self.backend.value!r} is not available in this release; use one of: {known}")
-        if self.readiness is Readiness.PROBE:
-            raise ValueError("readiness 'probe' is not available in this release; use callback or immediate")
         if self.setup and self.readiness is Readiness.IMMEDIATE:
             raise ValueError(
-                "setup needs readiness: callback, because an immediate workspace is used before setup has run"
+                "setup needs readiness: callback or probe: an immediate workspace is used before setup has run"
             )
         if self.session_timeout <= timedelta(0) or self.heartbeat_interval < timedelta(seconds=1):
             raise ValueError("session_timeout must be positive and heartbeat_interval at least 1s")

@@ -132,7 +132,7 @@ class WorkspaceStore(Group):
 
     @transaction
     async def record_provisioned(self, connection: Connection, handle: WorkspaceHandle) -> bool:
-        """Record where the attempt's agent listens; a task that needs the callback now waits for ready.
+        """Record where the attempt's agent listens; a task that is not ready at once now waits for that.
 
         False where the attempt is not the current one, or no longer being provisioned.
         """
@@ -151,7 +151,7 @@ class WorkspaceStore(Group):
         )
         if not recorded.rowcount:
             return False
-        if handle.readiness is Readiness.CALLBACK and (task := await lock_task(connection, workspace.task_id)):
+        if handle.readiness is not Readiness.IMMEDIATE and (task := await lock_task(connection, workspace.task_id)):
             await move_step(connection, task, TaskStep.WAITING_FOR_READY)
         return True
 

@@ -124,6 +124,7 @@ def _worker(
         activities=[
             impl.preflight_task,
             impl.provision_workspace,
+            impl.probe_workspace,
             impl.look_once_more,
             impl.create_session,
             impl.stop_session,

@@ -58,12 +58,16 @@ class ReadyGate:
         if (signal.workspace_id, signal.attempt) == self._belongs:
             self._decide(Decision(Verdict.FAILED, FailureSource.EXIT, signal.reason, signal.log_tail))
 
-    def time_out(self, look: LastLook) -> None:
-        """Decide at the deadline, by what the last look found; whatever arrived during that look has won already."""
+    def looked(self, look: LastLook) -> None:
+        """Take what a look at the workspace found, where it found anything."""
         if look.ready:
             self._decide(READY)
         elif look.failed is not None:
             self.failed(look.failed)
+
+    def time_out(self, look: LastLook) -> None:
+        """Decide at the deadline, by what the last look found; whatever arrived during that look has won already."""
+        self.looked(look)
         self._decide(Decision(Verdict.TIMED_OUT, FailureSource.PROVISION_TIMEOUT, look.error))
 
     def _decide(self, decision: Decision) -> None:

@@ -38,6 +38,15 @@ PROVISION = ActivityConfig(
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 
+PROBE = ActivityConfig(
+    # Longer than any wait for ready: the workflow ends it with that wait, and no host that is away ends it before.
+    start_to_close_timeout=timedelta(days=30),
+    heartbeat_timeout=HOST_HEARTBEAT,
+    retry_policy=_PATIENT,
+    # A verdict never waits for it: a look that is still under way then changes nothing.
+    cancellation_type=ActivityCancellationType.TRY_CANCEL,
+)
+
 LAST_LOOK = ActivityConfig(
     # A verdict falls at most 5 s after the deadline, whatever becomes of the look.
     schedule_to_close_timeout=timedelta(seconds=5),

@@ -63,9 +63,10 @@ class _Ended(Exception):
 class TaskRunner:
     """One task, from the request to its final record.
 
-    Life: preflight, provisioning, waiting_for_ready (unless readiness is immediate), creating_session,
-    session_running, releasing. Releasing also follows failure, timeout and cancellation, for whatever part of the
-    workspace exists; a task that never passed preflight has none and goes straight to its final record.
+    Life: preflight, provisioning, waiting_for_ready (unless readiness is immediate; where it is probe, one activity
+    asks the workspace meanwhile), creating_session, session_running, releasing. Releasing also follows failure,
+    timeout and cancellation, for whatever part of the workspace exists; a task that never passed preflight has none
+    and goes straight to its final record.
 
     Signals: ``workspace_ready``, ``provisioning_failed``, ``session_finished`` (from callbacks), ``workspace_lost``
     (from the host's watcher). Handlers only record, in :mod:`workflows.gates`; ``run`` acts. Repeats, and what
@@ -202,8 +203,37 @@ class TaskRunner:
         raise _Ended(failed(ErrorType.PROVISION_FAILED, error, verdict=decision.verdict, failure=failure))
 
     async def _await_verdict(self, handle: WorkspaceHandle, timeout: timedelta) -> None:
+        """Wait for the first verdict: of a signal, of the probe where there is one, or of the deadline."""
+        if handle.readiness is not Readiness.PROBE:
+            await self._await_signal(handle, f"the callback of {self._name} that says it is ready", timeout)
+            return
+        probing = asyncio.create_task(self._probe(handle))
+        try:
+            await self._await_signal(handle, f"{self._name} to answer {handle.harness_url}/healthz", timeout)
+        except (ActivityError, asyncio.CancelledError):
+            if _cancel_requested():
+                probing.cancel()
+            raise
+        probing.cancel()
+
+    async def _probe(self, handle: WorkspaceHandle) -> None:
+        try:
+            look = await workflow.execute_activity_method(
+                TaskActivities.probe_workspace,
+                handle,
+                **options.at(handle.task_queue, f"Ask {self._name} whether it is ready, until it is", options.PROBE),
+            )
+        except ActivityError as e:
+            # A callback may come all the same; without one, the deadline looks once more.
+            if not is_cancelled_exception(e):
+                self._progress.last_error = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE).error
+                workflow.set_current_details(self._progress.describe())
+            return
+        self._ready.looked(look)
+
+    async def _await_signal(self, handle: WorkspaceHandle, waiting_for: str, timeout: timedelta) -> None:
         deadline = workflow.now() + timeout
-        self._enter(TaskStep.WAITING_FOR_READY, f"the callback of {self._name} that says it is ready", until=deadline)
+        self._enter(TaskStep.WAITING_FOR_READY, waiting_for, until=deadline)
         try:
             await workflow.wait_condition(
                 lambda: self._ready.decided,

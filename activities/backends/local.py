@@ -21,7 +21,7 @@ _LONG_AGO = "2000-01-01T00:00:00Z"
 class LocalBackend(HostBackend):
     """Workspaces with a repository of their own; the result is a git bundle.
 
-    With readiness ``callback`` the agent makes the checkout, otherwise it is there before the agent starts.
+    With readiness ``immediate`` the checkout is there before the agent starts, otherwise the agent makes it.
     """
 
     kind: ClassVar[BackendKind] = BackendKind.LOCAL
@@ -43,7 +43,7 @@ class LocalBackend(HostBackend):
         return {"kind": "clone", "url": repository.path, "ref": spec.task.ref, "commit": spec.base_commit}
 
     async def _prepare(self, spec: WorkspaceSpec, record: ComputeRecord, folder: Path, lock: int) -> ComputeRecord:
-        if spec.template.effective_readiness is Readiness.CALLBACK:
+        if spec.template.effective_readiness is not Readiness.IMMEDIATE:
             return record
         finished = await run_program(self._agent_argv("prepare", folder), cwd=folder, env=self._env, keep_open=[lock])
         if finished.returncode != 0:

@@ -14,7 +14,7 @@ from messages.statuses import EventKind, SessionStatus, TaskStatus, TaskStep, Ve
 from messages.tasks import TaskResult
 from messages.views import EventView, TaskView
 from tests.support.git_repositories import files_of, git, make_dirty, make_repository, snapshot
-from tests.support.stack import Gate, Stack, folder_of, kill_agent, unique
+from tests.support.stack import Door, Gate, Stack, folder_of, kill_agent, unique
 from tests.support.stopping_worker import POINTS
 
 pytestmark = pytest.mark.timeout(120)
@@ -247,6 +247,28 @@ async def test_the_deadline_of_ready_holds_while_the_worker_changes(stack: Stack
     assert deadline is not None
     assert view.finished_at is not None
     assert timedelta() <= view.finished_at - deadline <= timedelta(seconds=5)
+
+
+async def test_a_probe_is_taken_up_again_when_its_worker_dies(stack: Stack, gate: Gate, tmp_path: Path) -> None:
+    """S18, S21: the workspace's callbacks reach nobody, so only the probe can find that it is ready."""
+    template = stack.template(backend="local", readiness="probe", setup=[f"read line < {gate}"])
+    home = tmp_path / "home"
+    async with Door(stack.url) as door:
+        async with stack.worker(HOST, home, TASKRUNNER_PUBLIC_URL=door.url) as worker:
+            task = await stack.submit("echo ran", template=template)
+            assert (await stack.waiting(task)).step is TaskStep.WAITING_FOR_READY
+            await stack.activity_attempt(task, "probe_workspace", 1)
+            await worker.kill()
+        async with stack.worker(HOST, home, TASKRUNNER_PUBLIC_URL=door.url):
+            await stack.activity_attempt(task, "probe_workspace", 2)
+            gate.open()
+            await stack.at_step(task, TaskStep.SESSION_RUNNING)
+            assert await stack.signals(task) == []
+            await door.open()
+            view = await stack.completed(task)
+    assert await stack.output(task) == "ran\n"
+    assert view.provision_timeout_seconds == 120
+    assert view.provision_timeout_rule == "default for probe readiness"
 
 
 async def test_an_agent_that_dies_while_no_worker_is_there_is_noticed_by_the_next(

@@ -1,9 +1,6 @@
 """How the answers of a workspace agent, or of whatever is on its port, are taken."""
 
-import json
-import threading
 from collections.abc import AsyncIterator, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import httpx
@@ -12,44 +9,9 @@ import pytest
 from activities.agent_client import AgentClient
 from activities.errors import ActivityFailure, SessionRefused, WorkspaceUnreachable
 from messages.statuses import SessionStatus
+from tests.support.port import Port
 
 RUNNING = {"session_id": "s-1", "status": "running", "delivered": False}
-
-
-class Port:
-    """A real server that answers what it is told, in order; the last answer is repeated."""
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[int, Any]] = []
-        self.requests: list[tuple[str, str, str, Any]] = []
-        port = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                token = self.headers["Authorization"]
-                port.requests.append((self.command, self.path, token, json.loads(body) if body else None))
-                status, content = port.answers.pop(0) if len(port.answers) > 1 else port.answers[0]
-                data = content if isinstance(content, bytes) else json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Location", "http://127.0.0.1:9/elsewhere")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            do_GET = answer  # noqa: N815 (the base class wants these names)
-            do_POST = answer  # noqa: N815
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from temporalio import activity
 from temporalio.testing import ActivityEnvironment
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput
 
-from activities.heartbeat import HeartbeatInterceptor
+from activities.heartbeat import HeartbeatInterceptor, note
 
 
 class Inner(ActivityInboundInterceptor):
@@ -67,3 +67,41 @@ async def test_an_activitys_error_is_its_own() -> None:
 
 async def test_without_a_heartbeat_timeout_nothing_beats() -> None:
     assert await run(None, "done", 0) == ("done", 0, set())
+
+
+async def test_what_an_activity_notes_stays_in_the_beats_that_follow() -> None:
+    """S41: the Temporal UI shows a pending activity's last heartbeat."""
+    environment = ActivityEnvironment()
+    environment.info = activity.Info(
+        **{**vars(environment.info), "heartbeat_timeout": timedelta(seconds=0.06), "heartbeat_details": ["earlier"]}
+    )
+    beaten: list[Any] = []
+    news = asyncio.Condition()
+
+    def on_heartbeat(*details: Any) -> None:
+        beaten.append(*details)
+        asyncio.get_running_loop().create_task(tell())
+
+    async def tell() -> None:
+        async with news:
+            news.notify_all()
+
+    environment.on_heartbeat = on_heartbeat
+
+    class Noting(ActivityInboundInterceptor):
+        def __init__(self) -> None: ...
+
+        async def execute_activity(self, input: ExecuteActivityInput) -> Any:
+            async with news:
+                await news.wait_for(lambda: "earlier" in beaten)
+            note("refused")
+            async with news:
+                await news.wait_for(lambda: beaten.count("refused") >= 3)
+
+    async def execute() -> None:
+        beating = HeartbeatInterceptor().intercept_activity(Noting())
+        await beating.execute_activity(ExecuteActivityInput(fn=execute, args=[], executor=None, headers={}))
+
+    async with asyncio.timeout(10):
+        await environment.run(execute)
+    assert "earlier" not in beaten[beaten.index("refused") :]

@@ -123,7 +123,6 @@ def test_a_bad_provision_timeout_in_the_environment_is_ignored_with_a_warning(
         ({"agent": "shel"}, "unknown agent 'shel'; known: shell"),
         ({"agent": {"kind": "command", "command": ["ls"]}}, "{prompt}"),
         ({"backend": "vm"}, "not available in this release; use one of: local, worktree"),
-        ({"readiness": "probe"}, "not available in this release"),
         ({"setup": ["true"], "readiness": "immediate"}, "setup needs readiness: callback"),
         ({"session_timeout": "0s"}, "session_timeout must be positive"),
         ({"session_timeout": 5}, "no unit"),

@@ -83,6 +83,10 @@ class ScriptedActivities(TaskActivities):
         )
 
     @activity.defn
+    async def probe_workspace(self, handle: WorkspaceHandle) -> LastLook:
+        return await self._run("probe_workspace", handle, LastLook(ready=True))
+
+    @activity.defn
     async def look_once_more(self, handle: WorkspaceHandle) -> LastLook:
         return await self._run("look_once_more", handle, LastLook(error="connection refused"))
 
@@ -109,6 +113,7 @@ class ScriptedActivities(TaskActivities):
         return [
             self.preflight_task,
             self.provision_workspace,
+            self.probe_workspace,
             self.look_once_more,
             self.create_session,
             self.stop_session,
