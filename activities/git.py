@@ -38,6 +38,14 @@ _ERROR_BYTES = 16 * 1024
 _STOP_SECONDS = 5.0
 
 
+def lines_of(output: str) -> list[str]:
+    """Return what git put on lines of their own.
+
+    Names of files and branches may hold what Python takes for the end of a line or a word too, as U+2028 or U+3000.
+    """
+    return [line for line in output.split("\n") if line]
+
+
 class GitError(Exception):
     """A git command failed; the text is the command's name and what git said."""
 

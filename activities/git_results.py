@@ -15,7 +15,7 @@ from pathlib import Path
 
 from activities.errors import ResultNotSaved
 from activities.files import open_up, to_its_end
-from activities.git import Git, GitError
+from activities.git import Git, GitError, lines_of
 
 MAX_PATCH_BYTES = 4 * 1024 * 1024
 MAX_BUNDLE_BYTES = 50 * 1000 * 1000
@@ -89,7 +89,7 @@ async def make_bundle(git: Git, *, branch: str, base: str | None) -> bytes:
     refs = [f"refs/heads/{branch}"]
     try:
         others = await git.run("for-each-ref", "--format=%(refname)", "refs/heads", "refs/stash")
-        for ref in others.split():
+        for ref in lines_of(others):
             known = (base and await git.is_ancestor(ref, base)) or await _is_upstream(git, ref)
             if ref not in refs and not known:
                 refs.append(ref)
@@ -222,7 +222,7 @@ def _walk(folder: Path, root: Path) -> list[bytes]:
 async def _measure(git: Git, base: str, commit: str) -> Change:
     plain = ("--no-ext-diff", "--no-textconv", "--no-color")
     added = removed = files = 0
-    for line in (await git.run("diff", *plain, "--numstat", base, commit)).splitlines():
+    for line in lines_of(await git.run("diff", *plain, "--numstat", base, commit)):
         plus, minus, _ = line.split("\t", 2)
         files += 1
         added += int(plus) if plus.isdigit() else 0  # "-" for a binary file

@@ -4,10 +4,10 @@ Whoever makes a transition holds the row lock of its task: transitions of one ta
 order, and there is one order of locks.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 from psycopg.rows import class_row
 
@@ -169,24 +169,39 @@ def steps_before(to: TaskStep) -> list[TaskStep]:
     return steps[: steps.index(to)] + back
 
 
+async def _moved(
+    connection: Connection,
+    statement: LiteralString,
+    kind: EventKind,
+    row: LockedTask | LockedWorkspace | LockedSession,
+    *,
+    to: StrEnum,
+    allowed: Sequence[StrEnum],
+    detail: dict[str, Any] | None,
+) -> bool:
+    moved = await connection.execute(
+        statement,
+        {
+            "id": row.id,
+            "to": to,
+            "allowed": list(allowed),
+            "previous": row.status,
+            "kind": kind,
+            "detail": jsonb(detail or {}),
+        },
+    )
+    return bool(moved.rowcount)
+
+
 async def move_task(
     connection: Connection, task: LockedTask, to: TaskStatus, detail: dict[str, Any] | None = None
 ) -> bool:
     """Move a task to another status, if that is legal."""
-    moved = await connection.execute(
-        _MOVE_TASK,
-        {
-            "id": task.id,
-            "to": to,
-            "allowed": before(TASK_TRANSITIONS, to),
-            "previous": task.status,
-            "kind": EventKind.TASK_STATUS,
-            "detail": jsonb(detail or {}),
-        },
-    )
-    if moved.rowcount:
-        task.status = to
-    return bool(moved.rowcount)
+    allowed = before(TASK_TRANSITIONS, to)
+    if not await _moved(connection, _MOVE_TASK, EventKind.TASK_STATUS, task, to=to, allowed=allowed, detail=detail):
+        return False
+    task.status = to
+    return True
 
 
 async def move_step(connection: Connection, task: LockedTask, to: TaskStep, *, anew: bool = False) -> bool:
@@ -212,40 +227,26 @@ async def move_workspace(
     connection: Connection, workspace: LockedWorkspace, to: WorkspaceStatus, detail: dict[str, Any] | None = None
 ) -> bool:
     """Move a workspace to another status, if that is legal."""
-    moved = await connection.execute(
-        _MOVE_WORKSPACE,
-        {
-            "id": workspace.id,
-            "to": to,
-            "allowed": before(WORKSPACE_TRANSITIONS, to),
-            "previous": workspace.status,
-            "kind": EventKind.WORKSPACE_STATUS,
-            "detail": jsonb(detail or {}),
-        },
-    )
-    if moved.rowcount:
-        workspace.status = to
-    return bool(moved.rowcount)
+    allowed = before(WORKSPACE_TRANSITIONS, to)
+    if not await _moved(
+        connection, _MOVE_WORKSPACE, EventKind.WORKSPACE_STATUS, workspace, to=to, allowed=allowed, detail=detail
+    ):
+        return False
+    workspace.status = to
+    return True
 
 
 async def move_session(
     connection: Connection, session: LockedSession, to: SessionStatus, detail: dict[str, Any] | None = None
 ) -> bool:
     """Move a session to another status, if that is legal."""
-    moved = await connection.execute(
-        _MOVE_SESSION,
-        {
-            "id": session.id,
-            "to": to,
-            "allowed": before(SESSION_TRANSITIONS, to),
-            "previous": session.status,
-            "kind": EventKind.SESSION_STATUS,
-            "detail": jsonb(detail or {}),
-        },
-    )
-    if moved.rowcount:
-        session.status = to
-    return bool(moved.rowcount)
+    allowed = before(SESSION_TRANSITIONS, to)
+    if not await _moved(
+        connection, _MOVE_SESSION, EventKind.SESSION_STATUS, session, to=to, allowed=allowed, detail=detail
+    ):
+        return False
+    session.status = to
+    return True
 
 
 async def record_event(

@@ -16,6 +16,7 @@ from activities.processes import clean_environment
 from tests.support.git_repositories import files_of, git, make_dirty, make_repository, snapshot
 
 BRANCH = "taskrunner/t1"
+SIDE = "side\u3000branch\u2028two"
 OURS = (".git/worktrees", ".git/refs/heads/taskrunner", ".git/logs/refs/heads/taskrunner")
 
 
@@ -229,6 +230,18 @@ async def test_links_out_of_the_checkout_are_kept_as_links(work: Work, tmp_path:
     assert git(work.repository, "ls-tree", change.commit, "out").startswith("120000")
 
 
+async def test_names_that_hold_other_scripts_white_space_are_kept(work: Work) -> None:
+    """Git forbids its own only; Python also ends lines at U+2028, U+2029 and U+0085."""
+    names = [f"a{white}b" for white in "\u2028\u2029\x85\u3000\xa0\t\n"]
+    for name in names:
+        (work.checkout / name).write_text("1\n2\n")
+    change = await work.save()
+    assert change is not None
+    assert (change.files_changed, change.insertions) == (len(names), 2 * len(names))
+    listed = git(work.repository, "ls-tree", "-z", "--name-only", change.commit).split("\0")
+    assert set(names) <= set(listed)
+
+
 async def test_special_files_are_passed_over(work: Work) -> None:
     os.mkfifo(work.checkout / "pipe")
     (work.checkout / "new.txt").write_text("new\n")
@@ -305,7 +318,7 @@ async def test_a_bundle_holds_the_branch_and_what_other_branches_and_the_stash_h
     base = git(clone, "rev-parse", "HEAD")
     (clone / "README").write_text("stashed\n")
     git(clone, "stash")
-    git(clone, "checkout", "--quiet", "-b", "side")
+    git(clone, "checkout", "--quiet", "-b", SIDE)
     (clone / "side.txt").write_text("side\n")
     git(clone, "add", "--all")
     git(clone, "commit", "--quiet", "-m", "side")
@@ -316,8 +329,8 @@ async def test_a_bundle_holds_the_branch_and_what_other_branches_and_the_stash_h
     runner = Git(cwd=clone, env=clean_environment(os.environ))
     file = tmp_path / "result.bundle"
     file.write_bytes(await make_bundle(runner, branch=BRANCH, base=base))
-    heads = {line.split()[1] for line in git(origin, "bundle", "list-heads", str(file)).splitlines()}
-    assert heads == {f"refs/heads/{BRANCH}", "refs/heads/side", "refs/stash"}
+    heads = {line.partition(" ")[2] for line in git(origin, "bundle", "list-heads", str(file)).split("\n")}
+    assert heads == {f"refs/heads/{BRANCH}", f"refs/heads/{SIDE}", "refs/stash"}
     git(origin, "fetch", "--quiet", str(file), f"{BRANCH}:{BRANCH}")
     assert "new.txt" in files_of(origin, BRANCH)
 
