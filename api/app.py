@@ -11,8 +11,6 @@ from api import callbacks, health, openapi, problems, tasks, workspaces
 from api.dependencies import ApiDependencies, Services
 from api.limits import BodyLimit, HostCheck
 
-__all__ = ["ApiDependencies", "create_app"]
-
 
 def create_app(given: ApiDependencies, *, loopback: bool = False) -> FastAPI:
     """Return the application. While it runs (ASGI lifespan), kept callbacks are delivered.

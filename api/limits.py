@@ -16,8 +16,6 @@ from api.problems import Problem, invalid_body
 from messages.callbacks import MAX_BODY_BYTES, MAX_OUTPUT_BODY_BYTES
 
 MAX_TASK_BODY_BYTES = 1024 * 1024
-MAX_DEPTH = 200
-"""How deep JSON may be nested; it is the parser's own limit."""
 BODY_SECONDS = 30
 """How long a body may take to arrive."""
 

@@ -103,11 +103,6 @@ def _mark(file: Path) -> tuple[str, int, int]:
     return str(file), stat.st_mtime_ns, stat.st_size
 
 
-def load_template(file: Path) -> Template:
-    """Read one template; raise :class:`TemplateError` with what is wrong where."""
-    return _validated(_content(file))
-
-
 def _content(file: Path) -> dict[Any, Any]:
     try:
         with file.open("rb") as opened:

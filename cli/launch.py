@@ -111,17 +111,21 @@ def _rotate(home: Home) -> None:
 
 def is_only_user(home: Home) -> bool:
     """Tell whether nobody but us holds ``users.lock``; False where that cannot be found out."""
-    inode = str(home.users_lock.stat().st_ino)
-    holders = 0
+    lock = home.users_lock.stat()
+    device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
+    found: list[str] = []
     try:
         with open("/proc/locks") as locks:  # noqa: PTH123
             for line in locks:
                 fields = line.split()
                 # "1: FLOCK  ADVISORY  READ 4711 08:01:131 0 EOF"; those that wait have an arrow before FLOCK
-                holders += fields[1] == "FLOCK" and fields[3] == "READ" and fields[5].rpartition(":")[2] == inode
+                if fields[1] == "FLOCK" and fields[3] == "READ":
+                    on, _, inode = fields[5].rpartition(":")
+                    found += [on] if inode == str(lock.st_ino) else []
     except (OSError, IndexError):
         return False
-    return holders == 1
+    # Some file systems (overlay, btrfs) are listed under another device than the one that stat names.
+    return (found.count(device) or len(found)) == 1
 
 
 def leave_stack(home: Home, users: FileLock, progress: Progress) -> None:

@@ -11,8 +11,8 @@ from api.templates import TemplateFolder
 from cli.home import Home, StackRecord
 from messages.keys import Keyring
 from messages.settings import Settings
-from store.database import migrate
 from store.registry import Registry
+from store.schema import migrate
 from workers.client import connect
 from workers.worker import HostSettings, running_worker
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from messages.urls import without_user_info
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_BLOCKING_CALLS = 64
+"""How many blocking calls (file trees, ``/proc``) run at once. asyncio's own limit goes by the number of CPUs, and is 6
+where there are two: a few large trees being removed would hold up every other task of the host."""
+
 
 def run_until_signalled(work: Coroutine[Any, Any, None]) -> int:
     """Run ``work`` to its end or to the first signal that asks for it; what it opened is closed either way."""
@@ -42,6 +47,7 @@ def run_until_signalled(work: Coroutine[Any, Any, None]) -> int:
                 task.cancel()
 
         loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_BLOCKING_CALLS, thread_name_prefix="blocking"))
         for number in _SIGNALS:
             loop.add_signal_handler(number, end, number)
         try:
@@ -180,7 +186,7 @@ def api(settings: Settings, *, host: str, port: int, ui_url: str | None) -> int:
 
 def migrate_database(settings: Settings, *, as_json: bool) -> int:
     """Apply the missing migrations."""
-    from store.database import migrate
+    from store.schema import migrate
 
     applied = migrate(_database_url(settings))
     if as_json:

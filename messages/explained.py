@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from messages.names import ID_PATTERN
+from messages.names import ENV_PATTERN, HOST_PATTERN, ID_PATTERN, PATH_PATTERN, REF_PATTERN
 
 _BY_TYPE = {
     "missing": "is missing",
@@ -32,10 +32,10 @@ _BY_TYPE = {
 }
 _BY_PATTERN = {
     ID_PATTERN: "has to be at most 40 small letters, digits and hyphens, not a hyphen first",
-    r"^[A-Za-z_][A-Za-z0-9_]*$": "has to be letters, digits and underscores, not a digit first",
-    r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$": "has to be at most 100 letters, digits, dots, underscores and hyphens",
-    r"^/[^\x00]*$": "has to be an absolute path",
-    r"^[^-\x00\s][^\x00\s]*$": "has to be a branch, a tag or a commit: without spaces, and no hyphen first",
+    ENV_PATTERN: "has to be letters, digits and underscores, not a digit first",
+    HOST_PATTERN: "has to be at most 100 letters, digits, dots, underscores and hyphens",
+    PATH_PATTERN: "has to be an absolute path",
+    REF_PATTERN: "has to be a branch, a tag or a commit: without spaces, and no hyphen first",
 }
 
 

@@ -11,6 +11,18 @@ from temporalio.common import SearchAttributeKey
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}$"
 """Ids of tasks, workspaces and sessions; safe as a file name, a branch name, a container name and a DNS label."""
 
+HOST_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Ids of hosts, which are part of the names of task queues."""
+
+ENV_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+"""Names of environment variables."""
+
+PATH_PATTERN = r"^/[^\x00]*$"
+"""Absolute paths."""
+
+REF_PATTERN = r"^[^-\x00\s][^\x00\s]*$"
+"""Branches, tags and commits: what git cannot take for an option."""
+
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 SERVICE = "taskrunner"

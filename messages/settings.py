@@ -11,6 +11,7 @@ from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError,
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from messages.explained import first_trouble
+from messages.names import HOST_PATTERN
 
 DEFAULT_API_URL = "http://127.0.0.1:8070"
 
@@ -45,9 +46,7 @@ class Settings(BaseSettings):
     public_url: str | None = None
     database_url: SecretStr | None = None
     templates: Path | None = None
-    host_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] = Field(
-        default_factory=_default_host_id
-    )
+    host_id: Annotated[str, Field(pattern=HOST_PATTERN)] = Field(default_factory=_default_host_id)
     keys_file: Path | None = None
     temporal_bin: Path | None = None
 

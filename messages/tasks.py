@@ -8,7 +8,7 @@ from pydantic import Field, SecretStr, StringConstraints, model_validator
 from messages.base import Message
 from messages.durations import Duration
 from messages.errors import ErrorType
-from messages.names import Id
+from messages.names import HOST_PATTERN, PATH_PATTERN, REF_PATTERN, Id
 from messages.signals import SessionFinished
 from messages.statuses import BackendKind, FailureSource, TaskStatus, TaskStep, Verdict
 from messages.templates import EnvName, Template
@@ -28,8 +28,8 @@ RESERVED_ENV = "TASKRUNNER_"
 class Repository(Message):
     """Where the code comes from: a path on a host, or a URL. ``host`` is a worker's host id."""
 
-    path: Annotated[str, StringConstraints(max_length=4000, pattern=r"^/[^\x00]*$")] | None = None
-    host: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")] | None = None
+    path: Annotated[str, StringConstraints(max_length=4000, pattern=PATH_PATTERN)] | None = None
+    host: Annotated[str, StringConstraints(pattern=HOST_PATTERN)] | None = None
     url: Annotated[str, StringConstraints(max_length=4000)] | None = None
 
     @model_validator(mode="after")
@@ -52,10 +52,7 @@ class TaskRequest(Message, extra="forbid"):
     backend: BackendKind | None = None
     agent: str | None = None
     repository: Repository | None = None
-    ref: (
-        Annotated[str, StringConstraints(min_length=1, max_length=MAX_REF_CHARS, pattern=r"^[^-\x00\s][^\x00\s]*$")]
-        | None
-    ) = None
+    ref: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REF_CHARS, pattern=REF_PATTERN)] | None = None
     timeout: Duration | None = None
     env: dict[EnvName, SecretStr] = Field(default={}, max_length=100)
 

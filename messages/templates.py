@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal, Self, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from messages.durations import Duration
+from messages.names import ENV_PATTERN, Id
 from messages.statuses import BackendKind, Readiness
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,39}$")]
-EnvName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=200)]
+EnvName = Annotated[str, StringConstraints(pattern=ENV_PATTERN, max_length=200)]
 PROMPT_PLACEHOLDER = "{prompt}"
 
 SUPPORTED_BACKENDS = (BackendKind.LOCAL, BackendKind.WORKTREE)
@@ -117,10 +117,10 @@ class RuntimeConfig(Manifest):
 class Template(Manifest):
     """A named manifest; every task runs from one."""
 
-    name: Name
+    name: Id
     backend: BackendKind
     agent: Agent = AGENT_PRESETS["shell"]
-    runtime: Name | None = None
+    runtime: Id | None = None
     required_env: tuple[EnvName, ...] = ()
     env: dict[EnvName, str] = {}
     setup: tuple[str, ...] = ()

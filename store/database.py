@@ -12,9 +12,6 @@ from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from store.errors import MigrationError, RegistryUnavailable
-from store.schema import migrate
-
-__all__ = ["CONNECTION_OPTIONS", "Connection", "Database", "Group", "migrate", "scalar", "statement", "transaction"]
 
 _log = logging.getLogger(__name__)
 

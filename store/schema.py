@@ -51,6 +51,11 @@ def migrate(url: str, *, folder: Path = MIGRATIONS) -> list[str]:
                 "use that release, or another database"
             )
         missing = [name for name in files if name not in applied]
+        if applied and missing and missing[0] < max(applied):
+            raise MigrationError(
+                f"the database has {max(applied)} and not {missing[0]}, which comes before it: releases were mixed; "
+                "restore the backup from before, or use another database"
+            )
         for name in missing:
             _apply(connection, name, files[name].read_text(encoding="utf-8"))
     return missing

@@ -12,8 +12,8 @@ import pytest
 from psycopg import sql
 
 from messages.keys import Keyring, create_keys
-from store.database import migrate
 from store.registry import Registry
+from store.schema import migrate
 
 pytest_plugins = ["tests.support.temporal"]
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,10 +31,6 @@ from workflows.task_runner import TaskRunner
 GRACEFUL_SHUTDOWN = timedelta(seconds=10)
 """What activities get to finish in; they run again elsewhere, or here at the next start, if it is not enough."""
 
-BLOCKING_CALLS = 64
-"""How many blocking calls (file trees, ``/proc``) run at once. asyncio's own limit goes by the number of CPUs, and is 6
-where there are two: a few large trees being removed would hold up every other task of the host."""
-
 _HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """How rarely heartbeats are sent; a cancellation is heard of with the next one."""
 
@@ -61,7 +56,6 @@ async def running_worker(
 
     Yields a task that ends, with its error, only where the worker cannot go on.
     """
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="blocking"))
     local = LocalBackend(host.home, environ=host.environ, host_id=host.host_id)
     worktree = WorktreeBackend(host.home, environ=host.environ, host_id=host.host_id)
     backends: dict[BackendKind, Backend] = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}

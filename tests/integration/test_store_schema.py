@@ -15,10 +15,9 @@ from psycopg import sql
 import messages.statuses
 import store
 from messages.statuses import EventKind
-from store.database import migrate
 from store.errors import MigrationError, RegistryUnavailable
 from store.registry import Registry
-from store.schema import MIGRATIONS
+from store.schema import MIGRATIONS, migrate
 
 ENUMS = [
     kind
@@ -103,6 +102,17 @@ def empty_database_url(postgres: str, database_url: str) -> str:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
     return database_url
+
+
+def test_a_migration_that_comes_before_an_applied_one_is_not_applied_after_it(
+    empty_database_url: str, tmp_path: Path
+) -> None:
+    for name in ("0001_first", "0003_third"):
+        (tmp_path / f"{name}.sql").write_text(f"CREATE TABLE t{name} ()")
+    migrate(empty_database_url, folder=tmp_path)
+    (tmp_path / "0002_second.sql").write_text("CREATE TABLE second ()")
+    with pytest.raises(MigrationError, match="0003_third and not 0002_second"):
+        migrate(empty_database_url, folder=tmp_path)
 
 
 async def test_migrations_that_run_at_once_are_applied_once(empty_database_url: str) -> None:
