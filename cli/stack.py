@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 from activities.processes import start_time
@@ -28,9 +29,11 @@ from workers.temporal_server import (
     DEFAULT_UI_PORT,
     LOOPBACK,
     PortInUse,
+    TemporalServer,
     choose_port,
     end_leftovers,
     start_temporal,
+    start_temporal_on_chosen_ports,
     take_port,
 )
 
@@ -105,26 +108,13 @@ async def running_stack(
         listeners = _listeners(ports.api, earlier)
         for listener in listeners:
             parts.callback(listener.close)
-        temporal_port = choose_port(
-            ports.temporal,
-            preferred=_preferred(ports.temporal, earlier and earlier.temporal_address, DEFAULT_PORT),
-            purpose="Temporal",
-            option="--temporal-port",
-        )
-        ui_port = choose_port(
-            ports.ui,
-            preferred=_preferred(ports.ui, earlier and earlier.ui_url, DEFAULT_UI_PORT),
-            purpose="Temporal's UI",
-            option="--ui-port",
-        )
+        _temporal_ports(ports, earlier)  # a port that was asked for and is taken is told before anything is started
         program = await obtain_temporal(settings.temporal_bin, progress)
 
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         starting = (
             asyncio.create_task(
-                _keep_alive(
-                    parts, failed, lambda: start_temporal(program, home.path, port=temporal_port, ui_port=ui_port)
-                )
+                _keep_alive(parts, failed, _temporal_starter(program, home, lambda: _temporal_ports(ports, earlier)))
             ),
             asyncio.create_task(_keep_alive(parts, failed, lambda: start_postgres(home.path))),
             # What takes longest to load is loaded while the servers start.
@@ -175,6 +165,39 @@ def _listeners(wanted: int | None, earlier: StackRecord | None) -> list[socket.s
         with contextlib.suppress(PortInUse):
             listeners.append(take_port(before, preferred=before, purpose="the API", option="--port"))
     return listeners
+
+
+def _temporal_ports(ports: Ports, earlier: StackRecord | None) -> tuple[int, int]:
+    """Return the ports of Temporal and of its UI as they can be had now; raise ``PortInUse``."""
+    port = choose_port(
+        ports.temporal,
+        preferred=_preferred(ports.temporal, earlier and earlier.temporal_address, DEFAULT_PORT),
+        purpose="Temporal",
+        option="--temporal-port",
+    )
+    ui_port = choose_port(
+        ports.ui,
+        preferred=_preferred(ports.ui, earlier and earlier.ui_url, DEFAULT_UI_PORT),
+        purpose="Temporal's UI",
+        option="--ui-port",
+    )
+    return port, ui_port
+
+
+def _temporal_starter(
+    program: Path, home: Home, choose: Callable[[], tuple[int, int]]
+) -> Callable[[], Awaitable[TemporalServer]]:
+    """Return what starts Temporal on chosen ports, and later again on the same ones, which others know by then."""
+    first: TemporalServer | None = None
+
+    async def start() -> TemporalServer:
+        nonlocal first
+        if first is None:
+            first = await start_temporal_on_chosen_ports(program, home.path, choose)
+            return first
+        return await start_temporal(program, home.path, port=first.port, ui_port=first.ui_port)
+
+    return start
 
 
 def _preferred(wanted: int | None, earlier: str | None, usual: int) -> int:

@@ -2,17 +2,21 @@
 
 import asyncio
 import errno
+import logging
 import os
 import signal
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from activities.processes import find_carrying
 from messages.names import SEARCH_ATTRIBUTES
-from workers.children import STACK_MARKER, Child, end_leftover
+from workers.children import STACK_MARKER, Child, end_leftover, last_words
 from workers.errors import StackError
+
+_log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 7233
@@ -20,6 +24,9 @@ DEFAULT_UI_PORT = 8233
 
 _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 """Three to five times as many workflows a second as with SQLite's defaults; a crash of the process loses nothing."""
+
+_IN_USE = "address already in use"
+_CHOICES = 5
 
 _DYNAMIC_CONFIG = ("system.enableActivityEagerExecution=true",)
 """A worker that completes a step gets the next one in the same answer."""
@@ -30,6 +37,10 @@ class PortInUse(StackError):
 
     def __init__(self, port: int, purpose: str, option: str) -> None:
         super().__init__(f"port {port} ({purpose}) is in use; choose another one with {option}, 0 for a free one")
+
+
+class AddressInUse(StackError):
+    """Another process took one of the server's ports between its choice and its use."""
 
 
 class TemporalServer(NamedTuple):
@@ -116,10 +127,27 @@ def _is_temporal(program: Path) -> bool:
     return done.returncode == 0 and b"temporal" in done.stdout.lower()
 
 
+async def start_temporal_on_chosen_ports(
+    program: Path, home: Path, choose: Callable[[], tuple[int, int]]
+) -> TemporalServer:
+    """Do as :func:`start_temporal` on the ports (server, UI) that ``choose`` returns.
+
+    It is asked again where another process, a stack that starts at the same moment say, took one of them meanwhile.
+    """
+    for _ in range(_CHOICES - 1):
+        port, ui_port = choose()
+        try:
+            return await start_temporal(program, home, port=port, ui_port=ui_port)
+        except AddressInUse as e:
+            _log.warning("choosing other ports than %d and %d: %s", port, ui_port, e)
+    port, ui_port = choose()
+    return await start_temporal(program, home, port=port, ui_port=ui_port)
+
+
 async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) -> TemporalServer:
     """Start the server on ``<home>/temporal.db`` (made if missing), with our search attributes; takes about 1 s.
 
-    The caller holds the stack's lock. Raises ``StackError``.
+    The caller holds the stack's lock. Raises ``StackError``, :class:`AddressInUse` where other ports may help.
     """
     database = home / "temporal.db"
     _require_sqlite(database)
@@ -135,6 +163,13 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
         *(part for value in _DYNAMIC_CONFIG for part in ("--dynamic-config-value", value)),
         *(part for key in SEARCH_ATTRIBUTES for part in ("--search-attribute", f"{key.name}=Keyword")),
     ]
+    refused: list[str] = []
+
+    def is_ready(line: str) -> bool:
+        if _IN_USE in line:  # followed by a panic whose stack is longer than what is remembered of the output
+            refused.append(line)
+        return line.startswith("Server:")
+
     try:
         child = await Child.start(
             "Temporal",
@@ -142,11 +177,13 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
             cwd=home,
             env=env,
             log=home / "logs" / "temporal.log",
-            is_ready=lambda line: line.startswith("Server:"),
+            is_ready=is_ready,
             timeout=60,
             stop_signal=signal.SIGTERM,
         )
     except StackError as e:
+        if refused:
+            raise AddressInUse(f"Temporal did not start: {last_words(refused)}; start again") from e
         if not await asyncio.to_thread(_is_temporal, program):
             raise StackError(
                 f"{program} is not a Temporal CLI; correct or unset TASKRUNNER_TEMPORAL_BIN, or take it off PATH"

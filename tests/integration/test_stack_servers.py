@@ -26,7 +26,15 @@ from workers.client import connect
 from workers.errors import StackError
 from workers.postgres import start_postgres
 from workers.temporal_binary import obtain_temporal
-from workers.temporal_server import PortInUse, choose_port, end_leftovers, start_temporal, take_port
+from workers.temporal_server import (
+    AddressInUse,
+    PortInUse,
+    choose_port,
+    end_leftovers,
+    start_temporal,
+    start_temporal_on_chosen_ports,
+    take_port,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +187,49 @@ async def test_temporal_serves_with_our_search_attributes_on_a_fast_database(hom
     # Its state is kept, and attributes that are there already are no error.
     again = await start_temporal(program, home, port=free_port(), ui_port=free_port())
     await again.child.stop()
+
+
+async def test_stacks_that_start_at_once_and_choose_the_same_ports_all_come_up(home: Path) -> None:
+    """Nobody holds a port for Temporal between its choice and its use: who loses it chooses again."""
+    program = await obtain_temporal(None, print)
+    usual, usual_ui = free_port(), free_port()
+    all_chose = asyncio.Barrier(3)
+
+    async def start(number: int) -> tuple[int, int]:
+        own = make_home(home.parent / str(number))
+        ports = [(usual, usual_ui)]
+
+        def choose() -> tuple[int, int]:
+            if ports:
+                return ports.pop()
+            ask = {"purpose": "x", "option": "--x"}
+            return choose_port(None, preferred=usual, **ask), choose_port(None, preferred=usual_ui, **ask)
+
+        await all_chose.wait()
+        server = await start_temporal_on_chosen_ports(program, own, choose)
+        try:
+            client = await connect(server.address)
+            assert await client.service_client.check_health()
+            await all_chose.wait()  # all are up at once
+            return server.port, server.ui_port
+        finally:
+            await server.child.stop()
+
+    chosen = await asyncio.gather(*(start(number) for number in range(3)))
+    assert len({port for ports in chosen for port in ports}) == 6
+
+
+async def test_a_port_that_was_asked_for_is_not_replaced(home: Path, taken: int) -> None:
+    program = await obtain_temporal(None, print)
+    with pytest.raises(AddressInUse, match=f"{taken}: bind: address already in use"):
+        await start_temporal(program, home, port=taken, ui_port=free_port())
+    asked = iter([free_port(), taken])
+
+    def choose() -> tuple[int, int]:
+        return choose_port(next(asked), preferred=0, purpose="x", option="--x"), taken
+
+    with pytest.raises(PortInUse, match=f"port {taken}"):
+        await start_temporal_on_chosen_ports(program, home, choose)
 
 
 async def test_what_an_earlier_stack_left_behind_is_ended_and_nothing_else(home: Path) -> None:
