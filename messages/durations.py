@@ -4,7 +4,7 @@ import re
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _UNITS = {"ms": "milliseconds", "s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _PART = re.compile(r"(\d+)(ms|s|m|h|d)")
@@ -17,7 +17,10 @@ def parse_duration(text: str) -> timedelta:
     compact = text.strip().replace(" ", "")
     if not _WHOLE.fullmatch(compact) or len(compact) > 30:
         raise ValueError(f"{text!r} is not a duration: write for example 90s, 15m, 2h or 1h30m")
-    total = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(compact)), timedelta())
+    try:
+        total = sum((timedelta(**{_UNITS[unit]: int(n)}) for n, unit in _PART.findall(compact)), timedelta())
+    except OverflowError:
+        total = timedelta.max
     if total > _LONGEST:
         raise ValueError(f"{text!r} is longer than a year")
     return total
@@ -42,5 +45,14 @@ def _read(value: object) -> object:
     return value
 
 
-Duration = Annotated[timedelta, BeforeValidator(_read)]
-"""A ``timedelta`` that is read from ``2h`` and the like, or from ISO 8601 (``PT2H``), which is how JSON carries it."""
+def _bounded(duration: timedelta) -> timedelta:
+    # What is much longer cannot be added to a date: a workflow that tried would fail in the same way for ever.
+    if duration < timedelta(0):
+        raise ValueError("is shorter than nothing: write for example 90s, 15m, 2h or 1h30m")
+    if duration > _LONGEST:
+        raise ValueError("is longer than a year")
+    return duration
+
+
+Duration = Annotated[timedelta, BeforeValidator(_read), AfterValidator(_bounded)]
+"""A ``timedelta`` from 0 to a year, read from ``2h`` and the like, or from ISO 8601 (``PT2H``), as JSON carries it."""

@@ -66,7 +66,7 @@ def test_durations_as_people_write_them(text: str, seconds: float) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
-@pytest.mark.parametrize("text", ["", "2", "2x", "h", "-1s", "1.5h", "9999d", "1" * 40 + "s"])
+@pytest.mark.parametrize("text", ["", "2", "2x", "h", "-1s", "1.5h", "9999d", "9" * 29 + "d", "1" * 40 + "s"])
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"duration|longer than a year"):
         parse_duration(text)
@@ -126,6 +126,8 @@ def test_a_bad_provision_timeout_in_the_environment_is_ignored_with_a_warning(
         ({"setup": ["true"], "readiness": "immediate"}, "setup needs readiness: callback"),
         ({"session_timeout": "0s"}, "session_timeout must be positive"),
         ({"session_timeout": 5}, "no unit"),
+        ({"session_timeout": "P366D"}, "longer than a year"),
+        ({"heartbeat_interval": "P99999999D"}, "longer than a year"),
         ({"runtime_config": {"provision_timeout": 5}}, "did you mean 'provision_timeout_seconds'?"),
     ],
 )
@@ -159,6 +161,9 @@ def test_the_prompt_is_one_argument_and_never_read_by_a_shell() -> None:
         {"prompt": "x", "repository": {"path": "/x", "url": "https://x"}},
         {"prompt": "x", "repository": {"path": "relative"}},
         {"prompt": "x", "unknown": 1},
+        {"prompt": "x", "timeout": "P99999999D"},
+        {"prompt": "x", "timeout": "9999999999d"},
+        {"prompt": "x", "timeout": timedelta(seconds=-1)},
     ],
 )
 def test_requests_that_are_refused(fields: dict[str, Any]) -> None:
