@@ -41,7 +41,6 @@ OWNER_READ_SECONDS = 2.0
 """How long it may take where the workflow has closed, so that the read also finds who owns the workspace now."""
 KEEP_SECONDS = 2.0
 """How long storing a callback may take; altogether an answer takes 7 s at most, whatever is away."""
-MAX_SUMMARY_CHARS = 4096
 
 router = APIRouter(prefix="/api/workspaces/{workspace_id}", tags=["callbacks"])
 
@@ -144,7 +143,7 @@ async def finished(
         session_id=session_id,
         status=SessionStatus(body.status),
         exit_code=body.exit_code,
-        summary=_clean(body.summary or "")[:MAX_SUMMARY_CHARS],
+        summary=_clean(body.summary or ""),
         error=_clean(body.error_message or ""),
     )
     callback = Callback.of(

@@ -7,7 +7,7 @@ may be older, newer or somebody else's.
 from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
 from messages.names import Id
@@ -17,7 +17,12 @@ MAX_BODY_BYTES = 64 * 1024
 MAX_OUTPUT_BODY_BYTES = 256 * 1024
 LOG_TAIL_BYTES = 8 * 1024
 
-ShortText = Annotated[str, StringConstraints(max_length=4096)]
+MAX_TEXT_CHARS = 4096
+MAX_STEP_CHARS = 100
+MAX_CERTIFICATE_CHARS = 4096
+
+ShortText = Annotated[str, AfterValidator(lambda text: text[:MAX_TEXT_CHARS])]
+"""Text for people. What is longer is cut, because a refusal is final: the workspace would have said it for nothing."""
 FinalSessionStatus = Literal[
     SessionStatus.COMPLETED, SessionStatus.FAILED, SessionStatus.INTERRUPTED, SessionStatus.CANCELLED
 ]
@@ -41,7 +46,7 @@ class ReadyBody(CallbackBody):
     """``POST /api/workspaces/{id}/ready``."""
 
     agent_version: ShortText | None = None
-    tls_certificate: ShortText | None = None
+    tls_certificate: Annotated[str, StringConstraints(max_length=MAX_CERTIFICATE_CHARS)] | None = None
 
 
 class ProvisioningFailedBody(CallbackBody):
@@ -54,7 +59,7 @@ class ProvisioningFailedBody(CallbackBody):
 class BootLogBody(CallbackBody):
     """``POST /api/workspaces/{id}/boot-log``."""
 
-    step: Annotated[str, StringConstraints(min_length=1, max_length=100)]
+    step: Annotated[str, StringConstraints(min_length=1), AfterValidator(lambda text: text[:MAX_STEP_CHARS])]
     status: BootStatus
     message: ShortText
     detail: str | None = None
@@ -91,7 +96,7 @@ class FinishedBody(CallbackBody):
 
     status: FinalSessionStatus
     exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
-    summary: str | None = None
+    summary: ShortText | None = None
     error_message: ShortText | None = None
 
 

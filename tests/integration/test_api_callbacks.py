@@ -254,6 +254,30 @@ async def test_the_end_of_a_session_is_signalled_once(api: RunningApi) -> None:
     assert 0 < len(end.summary) <= 4096
 
 
+async def test_texts_that_are_too_long_are_cut_and_never_refused(api: RunningApi) -> None:
+    """A refusal is final: what a workspace has to say would be lost for the length of its words."""
+    workspace = await api.with_session(await api.workspace())
+    long = "x" * 5000
+    said: dict[str, dict[str, Any]] = {
+        "ready": {"agent_version": long},
+        "heartbeat": {"state": "degraded", "reason": long},
+        "boot-log": {"step": long, "status": "failed", "message": long, "timestamp": "2026-01-02T03:04:05"},
+        "provisioning-failed": {"error_message": long},
+        f"sessions/{workspace.session}/finished": {"status": "failed", "summary": long, "error_message": long},
+    }
+    for what, body in said.items():
+        assert (what, (await _post(api, workspace, what, body)).is_success) == (what, True)
+    arrived = dict(await signals(workspace.workflow))
+    assert WorkspaceReady.model_validate(arrived[WORKSPACE_READY]).agent_version == long[:4096]
+    assert ProvisioningFailed.model_validate(arrived[PROVISIONING_FAILED]).error == long[:4096]
+    end = SessionFinished.model_validate(arrived[SESSION_FINISHED])
+    assert (end.error, end.summary) == (long[:4096], long[:4096])
+    view = await api.registry.workspaces.get(workspace.id)
+    assert view is not None
+    assert view.heartbeat_reason == long[:4096]
+    assert [(line.step, line.message) for line in view.boot_log] == [(long[:100], long[:4096])]
+
+
 async def test_ends_of_sessions_that_never_were_reach_no_workflow(api: RunningApi) -> None:
     """S36: unknown ids."""
     workspace = await api.with_session(await api.workspace())

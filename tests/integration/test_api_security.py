@@ -224,7 +224,7 @@ async def test_wrong_types_are_400_and_name_the_field(api: RunningApi) -> None:
     workspace = await api.with_session(await api.workspace())
     wrong: list[tuple[str, dict[str, Any], str]] = [
         ("ready", {"agent_version": ["1"]}, "agentVersion"),
-        ("ready", {"agentVersion": "x" * 5000}, "agentVersion"),
+        ("ready", {"tlsCertificate": "x" * 5000}, "tlsCertificate"),
         ("provisioning-failed", {"error_message": 5}, "errorMessage"),
         ("provisioning-failed", {"log_tail": {"a": 1}}, "logTail"),
         ("boot-log", ROUTES["boot-log"] | {"status": "exploded"}, "status"),
