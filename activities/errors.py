@@ -12,7 +12,9 @@
     ├── WorkspaceUnreachable   the workspace agent does not answer          retried, MAX_TRIES in all
     └── NotRemoved             compute could not be taken down (yet)        retried, MAX_TRIES in all
 
-Everything else that an activity raises (the registry away, an ``OSError``) is retried as it is.
+What else an activity raises: ``RegistryUnavailable``, ``MigrationError`` and ``OSError`` mean that a part of ours is
+away (``UNAVAILABLE``), and are retried for as long as the workflow has time; another error of the registry is hopeless;
+all the rest are defects (both ``INTERNAL``), retried MAX_TRIES in all, for what may have come of a bad moment.
 """
 
 from collections.abc import Generator
@@ -20,12 +22,12 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, FailureError
 
 from messages.errors import ErrorType
 from messages.statuses import FailureSource
 from messages.tasks import ProvisionFailure
-from store.errors import AttemptSuperseded
+from store.errors import AttemptSuperseded, MigrationError, RegistryError, RegistryUnavailable
 
 
 class ActivityFailure(Exception):
@@ -121,6 +123,20 @@ def as_application_errors() -> Generator[None]:
         raise ApplicationError(str(e), *e.details(), type=e.error_type.value, non_retryable=not again) from e
     except AttemptSuperseded as e:
         raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e
+    except (RegistryUnavailable, MigrationError, OSError) as e:
+        raise ApplicationError(_text(e), type=ErrorType.UNAVAILABLE.value) from e
+    except FailureError:
+        raise
+    except Exception as e:
+        # Nobody but the workers can write the final record, so that one is tried until they can.
+        again = activity.info().is_local or (not isinstance(e, RegistryError) and _count_failure() < MAX_TRIES)
+        text = f"internal error: {_text(e)} (the worker's log says more)"
+        raise ApplicationError(text, type=ErrorType.INTERNAL.value, non_retryable=not again) from e
+
+
+def _text(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if text and isinstance(error, RegistryError) else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 def _count_failure() -> int:

@@ -33,3 +33,7 @@ class ErrorType(StrEnum):
     """Something of the compute is still there. Retried."""
     HOST_AWAY = "HostAway"
     """No worker on the workspace's host took the work in time."""
+    UNAVAILABLE = "Unavailable"
+    """A part of ours (PostgreSQL, a disk, a worker) was away for too long. Retried until then."""
+    INTERNAL = "Internal"
+    """A defect of ours, or a registry that does not know what it has to. Retried a few times at most."""

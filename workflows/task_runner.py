@@ -161,7 +161,7 @@ class TaskRunner:
                 )
             )
         except ActivityError as e:
-            self._fail_provisioning(e, FailureSource.PREFLIGHT, ErrorType.INVALID_TASK)
+            self._fail_provisioning(e, FailureSource.PREFLIGHT, ErrorType.UNAVAILABLE)
         return self._preflight
 
     async def _provision(self, preflight: Preflight) -> WorkspaceHandle:
@@ -377,7 +377,7 @@ class TaskRunner:
                 )
             )
         except ActivityError as e:
-            cause = cause_of(e, ErrorType.HOST_AWAY)
+            cause = cause_of(e, ErrorType.UNAVAILABLE)
             self._progress.last_error = cause.error
             texts = [text for text in (outcome.error, cause.error) if text]
             update = {"error": "; then ".join(texts), "error_type": outcome.error_type or cause.type}

@@ -10,10 +10,11 @@ from temporalio.testing import ActivityEnvironment
 
 from activities.errors import MAX_TRIES, InvalidTask, NotRemoved, WorkspaceUnreachable, as_application_errors
 from messages.errors import ErrorType
+from store.errors import MigrationError, RegistryError, RegistryUnavailable, UnknownSession
 
 
 async def failing(
-    error: Exception, *, attempt: int, earlier: tuple[Any, ...] = ()
+    error: Exception, *, attempt: int, earlier: tuple[Any, ...] = (), is_local: bool = False
 ) -> tuple[ApplicationError, list[Any]]:
     """Run an activity that raises ``error``; return what Temporal sees, and the heartbeat details it leaves."""
 
@@ -23,7 +24,9 @@ async def failing(
             raise error
 
     environment = ActivityEnvironment()
-    environment.info = dataclasses.replace(environment.info, attempt=attempt, heartbeat_details=earlier)
+    environment.info = dataclasses.replace(
+        environment.info, attempt=attempt, heartbeat_details=earlier, is_local=is_local
+    )
     beats: list[Any] = []
     environment.on_heartbeat = lambda *details: beats.append(details)
     with pytest.raises(ApplicationError) as raised:
@@ -38,7 +41,7 @@ async def test_what_can_never_work_is_not_retried() -> None:
     assert error.type == ErrorType.INVALID_TASK
 
 
-@pytest.mark.parametrize("kind", [WorkspaceUnreachable, NotRemoved])
+@pytest.mark.parametrize("kind", [WorkspaceUnreachable, NotRemoved, ValueError, KeyError])
 async def test_what_may_pass_is_retried_until_it_has_failed_so_often_itself(kind: type[Exception]) -> None:
     """S27"""
     details: tuple[Any, ...] = ()
@@ -52,3 +55,35 @@ async def test_attempts_that_an_outage_took_are_not_counted() -> None:
     """S47: the hundredth attempt, but the first that failed in this way."""
     error, _ = await failing(WorkspaceUnreachable("no answer"), attempt=100)
     assert not error.non_retryable
+
+
+@pytest.mark.parametrize("error", [RegistryUnavailable("no answer"), MigrationError("no schema"), OSError(28, "full")])
+async def test_what_is_away_is_waited_for_however_often_it_was_asked(error: Exception) -> None:
+    """S47"""
+    seen, beats = await failing(error, attempt=100, earlier=(MAX_TRIES,))
+    assert (seen.type, seen.non_retryable, beats) == (ErrorType.UNAVAILABLE, False, [])
+    assert str(error) in seen.message
+
+
+@pytest.mark.parametrize("error", [RegistryError("task t is not recorded"), UnknownSession("no such session")])
+async def test_what_the_registry_will_never_know_is_not_asked_again(error: Exception) -> None:
+    seen, _ = await failing(error, attempt=1)
+    assert (seen.type, seen.non_retryable) == (ErrorType.INTERNAL, True)
+    assert str(error) in seen.message
+
+
+async def test_a_defect_is_named_as_one_and_not_tried_for_hours() -> None:
+    seen, _ = await failing(ValueError("not enough\nvalues"), attempt=100, earlier=(MAX_TRIES - 1,))
+    assert (seen.type, seen.non_retryable) == (ErrorType.INTERNAL, True)
+    assert seen.message == "internal error: ValueError: not enough values (the worker's log says more)"
+
+
+async def test_the_final_record_is_tried_until_it_is_written() -> None:
+    """S40: a local activity has no heartbeats that could count, and nobody else writes that record."""
+    seen, beats = await failing(ValueError("oops"), attempt=100, is_local=True)
+    assert (seen.type, seen.non_retryable, beats) == (ErrorType.INTERNAL, False, [])
+
+
+async def test_what_is_said_in_temporals_terms_already_stays_as_it_is() -> None:
+    given = ApplicationError("as it is", type=ErrorType.SESSION_REFUSED, non_retryable=True)
+    assert (await failing(given, attempt=1))[0] is given

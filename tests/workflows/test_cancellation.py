@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from temporalio.client import WorkflowFailureError
-from temporalio.exceptions import CancelledError
+from temporalio.exceptions import ApplicationError, CancelledError
 
 from messages import names
 from messages.errors import ErrorType
@@ -180,6 +180,25 @@ async def test_what_preflight_refuses_fails_without_touching_a_workspace(scene: 
     assert s.world.final is not None
     assert s.world.final.outcome.failure is not None
     assert s.world.final.outcome.failure.source == "preflight"
+
+
+@pytest.mark.parametrize("step", ["preflight_task", "release_workspace"])
+async def test_a_step_that_could_not_be_done_in_time_is_called_neither_invalid_nor_a_host_that_is_away(
+    scene: MakeScene, step: str
+) -> None:
+    s = scene(readiness="immediate")
+
+    async def too_late(_: Any) -> Any:
+        raise ApplicationError("PostgreSQL did not answer", non_retryable=True)
+
+    s.world.hooks[step] = too_late
+    async with s.worker():
+        handle = await s.start()
+        await handle.signal(names.SESSION_FINISHED, finished(s.task))
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert s.world.final is not None
+    assert s.world.final.outcome.error_type is ErrorType.UNAVAILABLE
 
 
 async def test_a_task_without_a_cache_and_with_one_takes_the_same_steps(scene: MakeScene) -> None:
