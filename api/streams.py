@@ -103,13 +103,8 @@ async def output(api: Services, task_id: str, *, offset: int, ended: bool, follo
         seen = 0
         while not api.closing.is_set():
             # The end is looked for before the output, so that output stored between the two looks is not missed.
-            while follow and not ended:
-                batch = await changes.patiently(partial(api.registry.tasks.events, task_id, after=seen, limit=_BATCH))
-                for event in batch or []:
-                    seen = event.id
-                    ended = _ended(event, ended)
-                if batch is None or len(batch) < _BATCH:
-                    break
+            if follow and not ended:
+                seen, ended = await _look_for_end(api, changes, task_id, seen)
             while piece := await changes.patiently(partial(api.registry.sessions.read_output, task_id, offset=offset)):
                 if not piece.data:
                     break
@@ -118,6 +113,33 @@ async def output(api: Services, task_id: str, *, offset: int, ended: bool, follo
             if ended or not follow:
                 return
             await changes.wait(None)
+
+
+async def boot_log(api: Services, task_id: str, *, after: int, ended: bool, follow: bool) -> AsyncIterator[bytes]:
+    """Yield the boot log after the entry ``after``, one JSON object a line; ``follow`` and ``ended`` as elsewhere."""
+    async with _watching(api, task_id) as changes:
+        seen = 0
+        while not api.closing.is_set():
+            if follow and not ended:
+                seen, ended = await _look_for_end(api, changes, task_id, seen)
+            for entry in await changes.patiently(partial(api.registry.workspaces.boot_log, task_id, after=after)) or []:
+                yield f"{entry.model_dump_json()}\n".encode()
+                after = entry.id
+            if ended or not follow:
+                return
+            await changes.wait(None)
+
+
+async def _look_for_end(api: Services, changes: _Changes, task_id: str, seen: int) -> tuple[int, bool]:
+    """Return the newest event after the event ``seen``, and whether the task has ended with them."""
+    ended = False
+    while True:
+        batch = await changes.patiently(partial(api.registry.tasks.events, task_id, after=seen, limit=_BATCH))
+        for event in batch or []:
+            seen = event.id
+            ended = _ended(event, ended)
+        if batch is None or len(batch) < _BATCH:
+            return seen, ended
 
 
 def _frame(event: EventView) -> bytes:

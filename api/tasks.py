@@ -135,6 +135,19 @@ async def logs(
     return StreamingResponse(stream, media_type="text/plain; charset=utf-8", headers=streams.HEADERS)
 
 
+@router.get("/{task_id}/boot-log", response_class=StreamingResponse)
+async def boot_log(
+    task_id: str,
+    api: Api,
+    follow: bool = False,
+    after: Annotated[int, Query(ge=0, le=MAX_OFFSET)] = 0,
+) -> Response:
+    """Return the workspace's boot log after the entry of that id, one JSON object a line; ``follow`` as for logs."""
+    view = await _view(api, task_id)
+    stream = streams.boot_log(api, task_id, after=after, ended=view.status.is_final, follow=follow)
+    return StreamingResponse(stream, media_type="application/x-ndjson", headers=streams.HEADERS)
+
+
 @router.get("/{task_id}/diff", response_class=Response)
 async def diff(task_id: str, api: Api) -> Response:
     """Return what the task's agent changed, as a patch for ``git apply``."""

@@ -97,6 +97,20 @@ def logs(task_id: str, follow: bool, as_json: bool) -> None:
     _until_done(copy, lambda: offset)
 
 
+def boot_log(task_id: str, follow: bool, as_json: bool) -> None:
+    """Print the boot log of a task's workspace, with ``follow`` until the task has ended."""
+    after = 0
+
+    async def copy(api: ApiClient) -> bool:
+        nonlocal after
+        async for entry in api.boot_log(task_id, after=after, follow=follow):
+            after = entry.id
+            click.echo(entry.model_dump_json() if as_json else render.boot_log_entry(entry))
+        return not follow or (await api.task(task_id)).status.is_final
+
+    _until_done(copy, lambda: after)
+
+
 def events(task_id: str, follow: bool, as_json: bool) -> None:
     """Print a task's events, with ``follow`` until the task has ended."""
     after = 0

@@ -14,7 +14,7 @@ from cli.errors import Refused, Unreachable, UsageError
 from messages.names import is_id
 from messages.tasks import TaskRequest
 from messages.urls import without_user_info
-from messages.views import EventView, TaskPage, TaskView
+from messages.views import BootLogEntry, EventView, TaskPage, TaskView
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
@@ -108,6 +108,14 @@ class ApiClient:
         async with self._stream(f"/api/tasks/{_checked(task_id)}/logs", params=params, gives="text/plain") as answer:
             async for piece in answer.aiter_raw():
                 yield piece
+
+    async def boot_log(self, task_id: str, *, after: int = 0, follow: bool = False) -> AsyncIterator[BootLogEntry]:
+        """Yield the boot log after the entry ``after``; with ``follow`` until the task has ended."""
+        params = {"after": after, "follow": "true" if follow else "false"}
+        path = f"/api/tasks/{_checked(task_id)}/boot-log"
+        async with self._stream(path, params=params, gives="application/x-ndjson") as answer:
+            async for line in answer.aiter_lines():
+                yield BootLogEntry.model_validate_json(line)
 
     async def events(self, task_id: str, *, after: int = 0, follow: bool = True) -> AsyncIterator[EventView]:
         """Yield what happened to a task since the event ``after``; with ``follow``, what happens until it has ended."""

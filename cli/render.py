@@ -9,7 +9,7 @@ import click
 
 from messages.statuses import EventKind, TaskStatus
 from messages.tasks import SavedResult
-from messages.views import EventView, TaskSummary, TaskView
+from messages.views import BootLogEntry, EventView, TaskSummary, TaskView
 
 _COLOURS = {
     TaskStatus.COMPLETED: "green",
@@ -289,6 +289,15 @@ def _heartbeat(task: TaskView) -> str | None:
     state = workspace.heartbeat_state.value if workspace.heartbeat_state else "unknown"
     reason = f": {shorten(workspace.heartbeat_reason, 200)}" if workspace.heartbeat_reason else ""
     return f"{clock(workspace.last_heartbeat_at)} {state}{reason}"
+
+
+def boot_log_entry(entry: BootLogEntry) -> str:
+    """Return one entry of a boot log in one line, and below it the lines of its detail."""
+    first = f"{entry.timestamp.astimezone():%H:%M:%S} attempt {entry.attempt} {entry.step} {entry.status.value}"
+    if message := shorten(entry.message, 1000):
+        first += f": {message}"
+    detail = (entry.detail or "").rstrip().splitlines()
+    return "\n".join([printable(first), *(f"  | {printable(line)}" for line in detail)])
 
 
 def event_line(event: EventView) -> str:

@@ -36,8 +36,9 @@ class StepView(View):
 
 
 class BootLogEntry(View):
-    """One line of a workspace's boot log."""
+    """One line of a workspace's boot log; ids grow with the order of arrival."""
 
+    id: int = 0
     attempt: int
     step: str
     status: BootStatus

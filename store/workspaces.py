@@ -15,8 +15,9 @@ from messages.statuses import (
     WorkspaceStatus,
 )
 from messages.tasks import ProvisionFailure, TaskInput
-from messages.views import WorkspaceView
+from messages.views import BootLogEntry, WorkspaceView
 from store.attempts import begin_attempt
+from store.changes import CHANNEL
 from store.database import Connection, Group, scalar, statement, transaction
 from store.records import CallbackState
 from store.task_env import forget_env
@@ -100,6 +101,12 @@ _APPEND_BOOT_LOG = """
         SELECT id FROM boot_log WHERE workspace_id = %(workspace_id)s AND attempt = %(attempt)s
         ORDER BY id DESC OFFSET %(kept)s
     )
+"""
+_NOTIFY_OF_BOOT_LOG = "SELECT pg_notify(%(channel)s, task_id) FROM workspaces WHERE id = %(workspace_id)s"
+_READ_BOOT_LOG = """
+    SELECT b.* FROM boot_log b JOIN workspaces w ON b.workspace_id = w.id
+    WHERE w.task_id = %(task_id)s AND b.id > %(after)s
+    ORDER BY b.id
 """
 
 
@@ -327,7 +334,14 @@ class WorkspaceStore(Group):
                 "kept": BOOT_LOG_ENTRIES - 1,
             },
         )
+        await connection.execute(_NOTIFY_OF_BOOT_LOG, {"channel": CHANNEL, "workspace_id": workspace_id})
         return True
+
+    @statement
+    async def boot_log(self, connection: Connection, task_id: str, *, after: int = 0) -> builtins.list[BootLogEntry]:
+        """Return what is kept of the boot log of a task's workspace since the entry ``after``, oldest first."""
+        found = await connection.execute(_READ_BOOT_LOG, {"task_id": task_id, "after": after})
+        return [BootLogEntry.model_validate(row) for row in await found.fetchall()]
 
 
 def _unexplained(workspace: LockedWorkspace, verdict: Verdict) -> ProvisionFailure:

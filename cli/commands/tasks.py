@@ -51,12 +51,13 @@ def show(task_id: str, as_json: bool) -> int:
 @click.command()
 @id_argument
 @follow_option
+@click.option("--boot", is_flag=True, help="Print how its workspace came up instead: the newest 50 entries an attempt.")
 @as_json_option
-def logs(task_id: str, follow: bool, as_json: bool) -> int:
+def logs(task_id: str, follow: bool, boot: bool, as_json: bool) -> int:
     """Print the output of a task's agent, byte by byte (with --json: one object a piece)."""
     from cli import asking
 
-    asking.logs(task_id, follow, as_json)
+    (asking.boot_log if boot else asking.logs)(task_id, follow, as_json)
     return 0
 
 

@@ -56,6 +56,8 @@ def test_the_commands_show_a_task_in_text_and_json(cli: Cli) -> None:
         events = cli.run("events", "shown").out
         assert "running → failed" in events
         assert cli.run("logs", "shown").out == "hello\n"
+        boot = cli.run("logs", "--boot", "-f", "shown").out
+        assert "attempt 1 listening completed: the workspace agent takes sessions\n" in boot
         assert cli.run("diff", "shown").code == 1
 
         assert [task["id"] for task in cli.json("list")["tasks"]] == ["shown"]
@@ -64,6 +66,8 @@ def test_the_commands_show_a_task_in_text_and_json(cli: Cli) -> None:
         lines = cli.run("events", "--json", "shown").out.splitlines()
         assert json.loads(lines[-1])["current"] == "failed"
         assert json.loads(cli.run("logs", "--json", "shown").out) == {"offset": 0, "text": "hello\n"}
+        entries = [json.loads(line) for line in cli.run("logs", "--boot", "--json", "shown").out.splitlines()]
+        assert ("listening", "completed") in [(entry["step"], entry["status"]) for entry in entries]
         assert cli.json("submit", "--id", "other", "true")["id"] == "other"
         templates = cli.json("templates", "list")
         assert [template["name"] for template in templates["templates"]] == ["local", "worktree"]

@@ -168,6 +168,42 @@ async def test_output_is_followed_as_it_comes_until_the_end(api: RunningApi) -> 
     assert (await api.user.get(f"/api/tasks/{task_id}/logs?follow=true&offset=14")).content == b"last\n"
 
 
+async def test_the_boot_log_is_followed_as_it_comes_until_the_end(api: RunningApi) -> None:
+    """S39: what is kept of it first, the newest 50 entries, then each as it is reported."""
+    workspace = await api.workspace()
+    path = f"/api/tasks/{workspace.task.task_id}/boot-log"
+
+    async def report(number: int) -> None:
+        stamp = f"2026-01-01T00:{number:02}:00Z"
+        body = {
+            "step": "setup[0]",
+            "status": "failed",
+            "message": f"{number}",
+            "timestamp": stamp,
+            "detail": "x" * 9000,
+        }
+        answer = await api.anyone.post(f"{workspace.path}/boot-log", json=body, headers=workspace.headers)
+        assert answer.status_code == 202
+
+    for number in range(53):
+        await report(number)
+    seen: list[dict[str, Any]] = []
+    async with asyncio.timeout(20), api.user.stream("GET", f"{path}?follow=true") as response:
+        assert response.headers["content-type"] == "application/x-ndjson"
+        async for line in response.aiter_lines():
+            seen.append(json.loads(line))
+            if len(seen) == 50:
+                await report(53)
+            elif len(seen) == 51:
+                await report(54)
+                await api.registry.tasks.finish(workspace.task.task_id, DONE)
+    assert [entry["message"] for entry in seen] == [str(number) for number in range(3, 55)]
+    assert {len(entry["detail"]) for entry in seen} == {8 * 1024}
+    rest = await api.user.get(path, params={"after": seen[-2]["id"]})
+    assert [json.loads(line) for line in rest.text.splitlines()] == seen[-1:]
+    assert (await api.user.get(path, params={"after": seen[-1]["id"], "follow": True})).text == ""
+
+
 async def test_following_may_begin_before_there_is_a_session(api: RunningApi) -> None:
     workspace = await api.workspace()
     task_id = workspace.task.task_id
@@ -229,7 +265,7 @@ async def test_streams_end_when_the_server_stops(registry: Registry, temporal: A
     assert [answer.status_code for answer in answers] == [200, 200]
 
 
-@pytest.mark.parametrize("what", ["events", "logs", "diff"])
+@pytest.mark.parametrize("what", ["events", "logs", "boot-log", "diff"])
 async def test_an_unknown_task_is_404(api: RunningApi, what: str) -> None:
     """S36."""
     for task in ("t-unknown", "%00", "T"):

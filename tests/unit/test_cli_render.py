@@ -7,6 +7,7 @@ import pytest
 from cli import render
 from messages.statuses import (
     BackendKind,
+    BootStatus,
     EventKind,
     FailureSource,
     SessionStatus,
@@ -15,7 +16,7 @@ from messages.statuses import (
     WorkspaceStatus,
 )
 from messages.tasks import ProvisionFailure, SavedResult
-from messages.views import EventView, SessionView, StepView, TaskView, WorkspaceView
+from messages.views import BootLogEntry, EventView, SessionView, StepView, TaskView, WorkspaceView
 
 BEGUN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -153,3 +154,13 @@ def test_the_end_of_a_run_says_how_to_see_the_change_with_and_without_a_stack() 
     alone = render.outcome(record, stack_ends=True)
     assert "git -C '/home/me/my project' diff 0123456789ab taskrunner/t-1" in alone
     assert "while taskrunner dev runs" in alone
+
+
+def test_an_entry_of_the_boot_log_shows_its_log_and_no_escape_sequence() -> None:
+    """S39, S49"""
+    entry = BootLogEntry(attempt=2, step="setup[0]", status=BootStatus.FAILED, message="", timestamp=BEGUN)
+    assert render.boot_log_entry(entry).endswith(" attempt 2 setup[0] failed")
+    entry = entry.model_copy(update={"message": "exited\nwith 1", "detail": "no\x1b[2J space\nleft\n"})
+    first, *detail = render.boot_log_entry(entry).splitlines()
+    assert first.endswith("setup[0] failed: exited with 1")
+    assert detail == ["  | no\\x1b[2J space", "  | left"]
