@@ -9,6 +9,7 @@
     ├── AttemptNotWanted       another attempt counts, or none any more     never retried
     ├── SessionRefused         the workspace agent said 4xx                 never retried
     ├── ResultNotSaved         the change could not be kept                 never retried
+    ├── RepositoryUnreachable  a repository's host is away            retried for about a minute
     ├── WorkspaceUnreachable   the workspace agent does not answer          retried, MAX_TRIES in all
     └── NotRemoved             compute could not be taken down (yet)        retried, MAX_TRIES in all
 
@@ -19,6 +20,7 @@ all the rest are defects (both ``INTERNAL``), retried MAX_TRIES in all, for what
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import ClassVar
 
 from temporalio import activity
@@ -35,6 +37,8 @@ class ActivityFailure(Exception):
 
     error_type: ClassVar[ErrorType]
     retryable: bool = False
+    pauses: ClassVar[tuple[float, ...]] = ()
+    """Seconds before each further try, where the workflow's retry policy is not to say; as many tries as pauses."""
 
     def details(self) -> tuple[object, ...]:
         """Return the details of the ApplicationError."""
@@ -91,6 +95,14 @@ class ResultNotSaved(ActivityFailure):
     error_type = ErrorType.RESULT_NOT_SAVED
 
 
+class RepositoryUnreachable(ActivityFailure):
+    """The host of a repository by URL cannot be reached, or broke off; the text says which and how."""
+
+    error_type = ErrorType.REPOSITORY_UNREACHABLE
+    retryable = True
+    pauses = (1, 2, 4, 8, 15, 30)
+
+
 class WorkspaceUnreachable(ActivityFailure):
     """The workspace agent does not answer, or answers that something is wrong with it."""
 
@@ -119,8 +131,12 @@ def as_application_errors() -> Generator[None]:
     try:
         yield
     except ActivityFailure as e:
-        again = e.retryable and _count_failure() < MAX_TRIES
-        raise ApplicationError(str(e), *e.details(), type=e.error_type.value, non_retryable=not again) from e
+        failures = _count_failure() if e.retryable else 0
+        again = e.retryable and failures < (len(e.pauses) + 1 if e.pauses else MAX_TRIES)
+        pause = timedelta(seconds=e.pauses[failures - 1]) if again and e.pauses else None
+        raise ApplicationError(
+            str(e), *e.details(), type=e.error_type.value, non_retryable=not again, next_retry_delay=pause
+        ) from e
     except AttemptSuperseded as e:
         raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e
     except (RegistryUnavailable, MigrationError, OSError) as e:

@@ -153,8 +153,8 @@ class Git:
         added = {name: str(value) for name, value in variables.items()}
         return replace(self, cwd=cwd or self.cwd, variables={**self.variables, **added})
 
-    async def finish(self, *args: str, stdin: bytes = b"", limit: int | None = None) -> Finished:
-        """Run one command and return how it ended, success or not."""
+    def program(self, *args: str) -> tuple[list[str], dict[str, str]]:
+        """Return argv and environment of one command, for those who start it themselves."""
         config = [part for setting in _SAFE_CONFIG for part in ("-c", setting)]
         env = {
             **self.env,
@@ -164,10 +164,13 @@ class Git:
             "LC_ALL": "C",
             **self.variables,
         }
+        return ["git", *config, *args], env
+
+    async def finish(self, *args: str, stdin: bytes = b"", limit: int | None = None) -> Finished:
+        """Run one command and return how it ended, success or not."""
+        argv, env = self.program(*args)
         try:
-            return await run_program(
-                ["git", *config, *args], cwd=self.cwd, env=env, stdin=stdin, keep_open=self.keep_open, limit=limit
-            )
+            return await run_program(argv, cwd=self.cwd, env=env, stdin=stdin, keep_open=self.keep_open, limit=limit)
         except FileNotFoundError as e:
             if self.cwd.is_dir():
                 raise BackendUnusable(

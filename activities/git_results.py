@@ -80,15 +80,16 @@ async def save_change(place: Place, *, branch: str, base: str, message: str) -> 
         raise ResultNotSaved(f"what the agent changed could not be saved: {e}; it is still in {place.checkout}") from e
 
 
-async def make_bundle(git: Git, *, branch: str, base: str | None) -> bytes:
-    """Return a bundle of ``branch``, and of whatever else the repository's other branches and stash hold.
+async def make_bundle(git: Git, *, branch: str, base: str | None, alone: bool = False) -> bytes:
+    """Return a bundle of ``branch``, and, unless ``alone``, of what the repository's other branches and stash hold.
 
     Commits that ``base`` has are left out, which needs them to be there when the bundle is read; None bundles all.
     Raises :class:`ResultNotSaved` above 50 MB.
     """
     refs = [f"refs/heads/{branch}"]
     try:
-        others = await git.run("for-each-ref", "--format=%(refname)", "refs/heads", "refs/stash")
+        listed = ("for-each-ref", "--format=%(refname)", "refs/heads", "refs/stash")
+        others = "" if alone else await git.run(*listed)
         for ref in lines_of(others):
             known = (base and await git.is_ancestor(ref, base)) or await _is_upstream(git, ref)
             if ref not in refs and not known:

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 _PROC = Path("/proc")
 _PASSED_ON = re.compile(
-    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TERM|TMPDIR|TZ|SSH_AUTH_SOCK|XDG_[A-Z_]+|GIT_SSH(_COMMAND|_VARIANT)?"
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TERM|TMPDIR|TZ|XDG_[A-Z_]+"
     r"|((HTTP|HTTPS|FTP|ALL|NO)_PROXY)|((http|https|ftp|all|no)_proxy)"
 )
 _ORPHANS_GRACE_SECONDS = 2.0

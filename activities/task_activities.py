@@ -21,6 +21,7 @@ from activities.errors import (
 from activities.files import until_done
 from activities.harness_client import HarnessClient
 from activities.heartbeat import note
+from activities.reports import ProvisioningReports
 from messages.activities import (
     AttemptRequest,
     FinishRequest,
@@ -134,6 +135,7 @@ class TaskActivitiesImpl(TaskActivities):
             except AttemptSuperseded:
                 await self._destroy_unless_in_use(backend, compute)
                 raise
+            reports = ProvisioningReports(self._registry.workspaces, task.workspace_id, attempt)
             spec = WorkspaceSpec(
                 compute=compute,
                 template=task.template,
@@ -149,6 +151,8 @@ class TaskActivitiesImpl(TaskActivities):
                     issued_at=created_at,
                 ),
                 agent_token_sha256=self._keys.agent_token_sha256(task.workspace_id, attempt),
+                tell=reports.tell,
+                warn=reports.warn,
             )
             try:
                 handle = await backend.provision(spec)

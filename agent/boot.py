@@ -125,7 +125,11 @@ class Boot:
         if config.checkout.kind == "none":
             work()
             return
-        message = f"clone {config.checkout.url}" if config.checkout.kind == "clone" else "new empty repository"
+        message = (
+            f"clone {config.checkout.mirrored or config.checkout.url}"
+            if config.checkout.kind == "clone"
+            else "new empty repository"
+        )
         self._step("checkout", message, work)
         self._save(checkout=True)
 

@@ -17,6 +17,8 @@ Run = Callable[[list[str], "Path", "dict[str, str]"], str]
 BASE_REF = "refs/taskrunner/base"
 """Points to the commit that the checkout was prepared at."""
 
+_REMOTE = "refs/remotes/origin/"
+
 _SETTINGS = (
     ("core.hooksPath", "/dev/null"),
     ("commit.gpgSign", "false"),
@@ -54,13 +56,26 @@ def prepare_checkout(checkout: Checkout, folder: Path, run: Run) -> None:
             shutil.rmtree(partial, ignore_errors=True)
             try:
                 git("clone", "--quiet", "--no-checkout", "--", checkout.url, str(partial), at=folder.parent)
-                _check_out(checkout, _Git(run, partial))
+                inner = _Git(run, partial)
+                _check_out(_as_of_its_remote(checkout, inner) if checkout.mirrored else checkout, inner)
                 partial.replace(folder)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
     except OSError as e:
         raise StepFailed(f"checkout: {e.filename or folder}: {e.strerror}") from e
+
+
+def _as_of_its_remote(checkout: Checkout, git: _Git) -> Checkout:
+    """Make the clone of a mirror what a clone of the mirrored repository would be; name its default branch."""
+    git.leaves_large_files_out()
+    git("fetch", "--quiet", "--prune", "origin", f"+{_REMOTE}*:{_REMOTE}*", f"^{_REMOTE}HEAD")
+    named = git("ls-remote", "--symref", "origin", f"{_REMOTE}HEAD").partition("\t")[0]
+    git("remote", "set-url", "origin", str(checkout.mirrored))
+    default = named[len(f"ref: {_REMOTE}") :] if named.startswith("ref: ") else None
+    if default is not None:
+        git("symbolic-ref", f"{_REMOTE}HEAD", f"{_REMOTE}{default}")
+    return checkout._replace(ref=checkout.ref or default)
 
 
 def _check_out(checkout: Checkout, git: _Git) -> None:
@@ -92,6 +107,10 @@ class _Git:
     def __call__(self, *arguments: str, at: Path | None = None) -> str:
         settings = [part for key, value in _SETTINGS for part in ("-c", f"{key}={value}")]
         return self._run(["git", *settings, *arguments], at or self._folder, self._env).strip()
+
+    def leaves_large_files_out(self) -> None:
+        """Leave the pointers of Git LFS as they are: what they point to is not in a mirror."""
+        self._env["GIT_LFS_SKIP_SMUDGE"] = "1"
 
     def branch(self) -> Optional[str]:
         """Return the branch that HEAD is on; None where it is detached."""

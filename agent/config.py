@@ -21,13 +21,15 @@ class Checkout(NamedTuple):
     """How the workspace's folder comes to be.
 
     ``none``: it is there already. ``empty``: a new repository with one empty commit. ``clone``: of ``url``, at
-    ``commit`` if there is one, else at ``ref``, else at the default branch.
+    ``commit`` if there is one, else at ``ref``, else at the default branch. ``mirrored`` is the URL that ``url`` is a
+    mirror of, with the branches of that in ``refs/remotes/origin``; it becomes the clone's origin.
     """
 
     kind: str = "none"
     url: str = ""
     ref: str | None = None
     commit: str | None = None
+    mirrored: str | None = None
 
 
 class Config(NamedTuple):
@@ -154,7 +156,7 @@ def _checkout(value: Any) -> Checkout:
     if fields["kind"] != "clone":
         return Checkout(fields["kind"])
     optional: dict[str, str | None] = {}
-    for key in ("ref", "commit"):
+    for key in ("ref", "commit", "mirrored"):
         optional[key] = _text(fields, key, required=False) or None
     return Checkout("clone", _text(fields, "url"), **optional)
 

@@ -246,6 +246,8 @@ def _where(view: TaskView, result: SavedResult) -> str:
             f"in a git bundle, {commits}: GET /api/tasks/{view.id}/bundle (taskrunner diff {view.id} --bundle FILE),"
             f" then git fetch FILE {result.branch}"
         )
+    if result.pushed_to:
+        return f"on branch {result.branch!r} of {result.pushed_to}, {commits}: git fetch origin {result.branch}"
     repository = f" of {result.repository_path}" if result.repository_path else ""
     return f"on branch {result.branch!r}{repository}, {commits}"
 

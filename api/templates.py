@@ -129,13 +129,15 @@ def _validated(content: dict[Any, Any]) -> Template:
 def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) -> TaskInput:
     """Return the task that a request asks for: its template, with what the request says in place of the template's.
 
-    Ids that the request does not give are made here. A repository's path without a host is on ``host_id``.
+    Ids that the request does not give are made here. A path, or a file:// URL, without a host is on ``host_id``.
     Raises :class:`TemplateError` for what cannot run as asked.
     """
     template = _template(request, templates)
     repository = _repository(request, template.backend, host_id)
     if request.ref is not None and repository is None:
         raise TemplateError("a ref was given without a repository; give the repository too, or leave the ref out")
+    if template.push and (repository is None or repository.url is None):
+        raise TemplateError(f"template {template.name!r} says push, which needs a repository by URL; give one")
     return TaskInput(
         task_id=request.id or random_id("t"),
         workspace_id=random_id("w", 10),
@@ -178,6 +180,6 @@ def _repository(request: TaskRequest, backend: BackendKind, host_id: str) -> Rep
         if backend is BackendKind.WORKTREE:
             raise TemplateError("the backend 'worktree' needs a repository; give one, or use the backend 'local'")
         return None
-    if repository.url is not None:
-        raise TemplateError("repository.url is not available in this release; give repository.path of a local clone")
-    return repository if repository.host else repository.model_copy(update={"host": host_id})
+    if repository.host or not repository.is_on_host:
+        return repository
+    return repository.model_copy(update={"host": host_id})

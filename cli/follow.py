@@ -205,7 +205,7 @@ class Follower:
             self._interrupts.put_nowait(signal.SIGPIPE)
 
     def _say_what_was_submitted(self, task: TaskView) -> None:
-        where = f", {task.repository.path}" if task.repository and task.repository.path else ""
+        where = f", {task.repository.path or task.repository.url}" if task.repository else ""
         where += f" at {task.ref}" if task.ref else ""
         self._say(f"Task {task.id} on {task.template}{where}" + (f"\n  {task.ui_url}" if task.ui_url else ""))
         if uses_empty_folder(self._request):

@@ -169,14 +169,23 @@ def _kept(task: TaskView, result: SavedResult | None, stack_ends: bool) -> list[
     if result is None:
         return []
     see = f"taskrunner diff {task.id}{_while_it_runs(stack_ends)}"
+    if result.pushed_to:
+        return [
+            ("pushed", f"{result.branch} to {result.pushed_to} ({change_text(result)}); see: {see}"),
+        ]
     if result.bundle:
         return [
+            *_not_pushed(result),
             ("change", f"{change_text(result)}, in a git bundle; see: {see}"),
             ("fetch", _how_to_fetch(task, result)),
         ]
     if stack_ends and result.repository_path:
         see = shlex.join(["git", "-C", result.repository_path, "diff", result.base_commit[:12], result.branch])
     return [("branch", f"{result.branch} ({change_text(result)}); see: {see}")]
+
+
+def _not_pushed(result: SavedResult) -> list[tuple[str, str]]:
+    return [("not pushed", printable(result.push_error))] if result.push_error else []
 
 
 def _how_to_fetch(task: TaskView, result: SavedResult) -> str:
@@ -275,8 +284,9 @@ def task_page(task: TaskView) -> str:
         )
     if result is not None:
         where = f"a git bundle; get it: {_how_to_fetch(task, result)}" if result.bundle else result.repository_path
+        where = result.pushed_to or where
         kept = f"{result.branch}, {change_text(result)}; see: taskrunner diff {task.id}"
-        parts.append(fields((("change", kept), ("kept in", where))))
+        parts.append(fields((("change", kept), ("kept in", where), *_not_pushed(result))))
     if failure is not None and failure.detail:
         parts.append(_log_tail(task))
     return "\n\n".join(parts)

@@ -7,12 +7,15 @@ from pathlib import Path
 
 from cli.errors import UsageError
 
-_URL = re.compile(r"^([a-z][a-z0-9+.-]*://|[\w.-]+@[\w.-]+:)")
+_REMOTE = re.compile(r"[^/]*:")
 
 
 def is_url(text: str) -> bool:
-    """Tell whether ``--repo`` names a repository elsewhere (``https://…``, ``git@host:…``)."""
-    return _URL.match(text) is not None
+    """Tell whether ``--repo`` names a repository elsewhere (``https://…``, ``git@host:…``).
+
+    As for git: a colon before the first slash says so, unless there is such a file.
+    """
+    return _REMOTE.match(text) is not None and not Path(text).exists()
 
 
 def find_repository(folder: Path) -> Path | None:

@@ -42,7 +42,7 @@ def placed(request: TaskRequest, settings: Settings, service: Service) -> TaskRe
 
     A stack of our own home is on this machine anyway, whatever its host is called; any other service has to be told.
     """
-    if request.repository is None or service.stack is not None:
+    if request.repository is None or service.stack is not None or not request.repository.is_on_host:
         return request
     repository = request.repository.model_copy(update={"host": settings.host_id})
     return request.model_copy(update={"repository": repository})
@@ -108,8 +108,11 @@ def _timeout(text: str | None) -> timedelta | None:
 
 def _repository(repo: str | None, ref: str | None, backend: str | None, template: str | None) -> Repository | None:
     """Return the repository to work on: the one named, else the one around us where the task may want one."""
-    if repo is not None and is_url(repo) and not Path(repo).exists():
-        raise UsageError(f"--repo {repo}: URLs are not available in this release; clone it and name the clone's path")
+    if repo is not None and is_url(repo):
+        try:
+            return Repository(url=repo)
+        except ValidationError as e:
+            raise UsageError(f"--repo: the URL {first_trouble(e).text}") from None
     if repo is None:
         # A template's own backend may want the repository, so --backend local beside one does not say that none is.
         wants_none = ref is None and {backend, template} - {None} == {BackendKind.LOCAL.value}

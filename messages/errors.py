@@ -13,6 +13,8 @@ class ErrorType(StrEnum):
     """The task cannot run as asked: template, repository, ref, environment. Never retried."""
     BACKEND_UNUSABLE = "BackendUnusable"
     """The backend lacks something on that host: a program, a permission. Never retried."""
+    REPOSITORY_UNREACHABLE = "RepositoryUnreachable"
+    """The repository's host cannot be reached, or does not answer as it should. Retried for about a minute."""
     PROVISION_FAILED = "WorkspaceProvisionFailed"
     """The attempt will never be ready; carries a ProvisionFailure where one is known."""
     ATTEMPT_SUPERSEDED = "AttemptSuperseded"

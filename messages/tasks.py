@@ -9,6 +9,7 @@ from messages.base import Message
 from messages.durations import Duration
 from messages.errors import ErrorType
 from messages.names import HOST_PATTERN, PATH_PATTERN, REF_PATTERN, Id
+from messages.repositories import RepositoryAddress, parse_repository_url
 from messages.signals import SessionFinished
 from messages.statuses import BackendKind, FailureSource, TaskStatus, TaskStep, Verdict
 from messages.templates import EnvName, Template
@@ -30,13 +31,18 @@ class Repository(Message):
 
     path: Annotated[str, StringConstraints(max_length=4000, pattern=PATH_PATTERN)] | None = None
     host: Annotated[str, StringConstraints(pattern=HOST_PATTERN)] | None = None
-    url: Annotated[str, StringConstraints(max_length=4000)] | None = None
+    url: RepositoryAddress | None = None
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.path is None) == (self.url is None):
             raise ValueError("a repository is either a path (absolute, on a host) or a url")
         return self
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether only one host has it: as a path, or by a ``file://`` URL."""
+        return self.url is None or parse_repository_url(self.url).scheme == "file"
 
 
 class TaskRequest(Message, extra="forbid"):
@@ -118,7 +124,11 @@ class ProvisionFailure(Message):
 
 
 class SavedResult(Message):
-    """Where the change that an agent made is kept. ``bundle`` tells that a git bundle stands in the registry."""
+    """Where the change that an agent made is kept.
+
+    ``bundle`` tells that a git bundle stands in the registry. ``pushed_to`` is the URL (without a user) of the remote
+    that ``branch`` was pushed to, ``push_error`` why it was not where it should have been.
+    """
 
     branch: str
     base_commit: str
@@ -128,6 +138,8 @@ class SavedResult(Message):
     deletions: int
     repository_path: str | None = None
     bundle: bool = False
+    pushed_to: str | None = None
+    push_error: str | None = None
 
 
 class TaskOutcome(Message):

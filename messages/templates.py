@@ -128,6 +128,7 @@ class Template(Manifest):
     runtime_config: RuntimeConfig = RuntimeConfig()
     session_timeout: Duration = timedelta(hours=2)
     heartbeat_interval: Duration = timedelta(seconds=15)
+    push: bool = False
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,6 +1,7 @@
 """The contract that every backend keeps."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -36,9 +37,20 @@ class Compute:
         return compute_name(self.workspace_id, self.attempt)
 
 
+Report = Callable[[str], Awaitable[None]]
+"""Takes one sentence for those who follow the task; never fails."""
+
+
+async def unheard(_: str) -> None:
+    """Report to nobody."""
+
+
 @dataclass(frozen=True)
 class WorkspaceSpec:
-    """What one attempt's workspace is to be. ``base_commit`` is what ``check`` returned; the token is a secret."""
+    """What one attempt's workspace is to be. ``base_commit`` is what ``check`` returned; the token is a secret.
+
+    ``tell`` takes how far a long step is, as often as one likes; ``warn`` what the workspace lacks.
+    """
 
     compute: Compute
     template: Template
@@ -48,6 +60,8 @@ class WorkspaceSpec:
     api_url: str
     callback_token: str = field(repr=False)
     agent_token_sha256: str
+    tell: Report = unheard
+    warn: Report = unheard
 
 
 @dataclass(frozen=True)

@@ -21,19 +21,24 @@ from pydantic import ValidationError
 from activities import processes, scopes
 from activities.backends.contract import Backend, Compute, Inspection, Kept, WorkspaceSpec
 from activities.backends.zipapp import agent_zipapp
-from activities.errors import AttemptNotWanted, NotRemoved, ProvisionFailed
+from activities.errors import ActivityFailure, AttemptNotWanted, NotRemoved, ProvisionFailed, ResultNotSaved
 from activities.files import exclusive, open_up, read_log_tail, remove_tree, to_its_end, until_done, write_private
-from activities.git import Git
-from activities.git_results import Change
+from activities.git import Git, GitError
+from activities.git_results import Change, make_bundle
+from activities.mirrors import Mirror
 from activities.processes import ProcessId
 from activities.programs import require_program
+from activities.pushes import push
+from activities.remotes import Remote
 from messages.activities import WorkspaceHandle
 from messages.base import Message
-from messages.names import COMPUTE_MARKER
+from messages.names import COMPUTE_MARKER, result_branch
 from messages.statuses import BackendKind, FailureSource, Readiness
-from messages.tasks import SavedResult, TaskInput
+from messages.tasks import Repository, SavedResult, TaskInput
 
 _log = logging.getLogger(__name__)
+
+_FILLED_BY = 'what fills them: setup: ["{}"]'
 
 STOP_GRACE_SECONDS = 15.0
 """What an agent gets to stop its sessions and deliver what it has (it gives up delivering after 5 s)."""
@@ -44,7 +49,8 @@ class ComputeRecord(Message):
 
     ``prepared``: the checkout is whole. ``process``: the agent that was started last. ``ending``: we are taking the
     compute down, so its end is no loss. ``removing``: its files are going too, so there is no result in them any more.
-    ``common_dir`` and ``branch`` are what ``worktree`` made in a repository.
+    ``common_dir`` and ``branch`` are what ``worktree`` made in a repository. For a task with a repository by ``url``,
+    ``repository`` is its mirror here, and ``saved`` the commit whose bundle was made, or that was pushed.
     """
 
     workspace_id: str
@@ -52,6 +58,9 @@ class ComputeRecord(Message):
     task_id: str
     backend: BackendKind
     repository: str | None = None
+    url: str | None = None
+    push: bool = False
+    saved: str | None = None
     base_commit: str | None = None
     common_dir: str | None = None
     branch: str | None = None
@@ -82,6 +91,7 @@ class HostBackend(Backend):
     ) -> None:
         self._home = home.absolute()
         self._host_id = host_id
+        self._environ = environ
         self._env = processes.clean_environment(environ)
         self._stop_grace_seconds = stop_grace_seconds
         self._zipapp: Path | None = None
@@ -107,18 +117,71 @@ class HostBackend(Backend):
     async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
         """Keep what changed; nothing runs in the workspace any more."""
 
-    def _saved(self, record: ComputeRecord, branch: str, change: Change, bundle: bytes | None) -> Kept:
+    def _saved(
+        self, record: ComputeRecord, branch: str, change: Change, bundle: bytes | None, **pushed: str | None
+    ) -> Kept:
         result = SavedResult(
+            **pushed,
             branch=branch,
             base_commit=change.base,
             commit=change.commit,
             files_changed=change.files_changed,
             insertions=change.insertions,
             deletions=change.deletions,
-            repository_path=record.repository,
+            repository_path=None if record.url else record.repository,
             bundle=bundle is not None,
         )
         return Kept(result=result, patch=change.patch, bundle=bundle)
+
+    async def _check_url(self, url: str, ref: str | None) -> str:
+        """Return the commit that a task on a repository by URL starts from."""
+        return await Remote(url, self._environ).resolve(ref)
+
+    def _mirror(self, url: str) -> Mirror:
+        return Mirror(self._home, Remote(url, self._environ), self._git(self._home))
+
+    async def _keep_elsewhere(
+        self, record: ComputeRecord, folder: Path, git: Git, change: Change, branch: str, *, alone: bool
+    ) -> Kept:
+        """Push the change, or make a bundle of it where it is not to be pushed, or cannot be.
+
+        ``alone``: the repository has branches of other tasks, which do not belong into the bundle.
+        """
+        kept: Kept | None = None
+        push_error = None
+        if record.push and record.url and record.repository:
+            remote = Remote(record.url, self._environ)
+            objects = (await git.common_dir() / "objects", Path(record.repository, "objects"))
+            try:
+                name = result_branch(record.task_id)
+                name = await push(remote, change.commit, name, objects=objects, scratch=folder)
+                kept = self._saved(record, name, change, None, pushed_to=remote.public)
+            except (ActivityFailure, GitError) as e:
+                push_error = str(e)
+                _log.warning("the result of task %s is kept as a bundle: %s", record.task_id, e)
+        if kept is None:
+            try:
+                bundle = await make_bundle(git, branch=branch, base=record.base_commit or change.base, alone=alone)
+            except ResultNotSaved as e:
+                raise ResultNotSaved(f"{push_error}; {e}" if push_error else str(e)) from e
+            kept = self._saved(record, branch, change, bundle, push_error=push_error)
+        self._write(folder, record.model_copy(update={"ending": True, "saved": change.commit}))
+        return kept
+
+    async def _warn(self, spec: WorkspaceSpec, record: ComputeRecord) -> None:
+        """Say what of the repository a checkout does not hold."""
+        if not record.repository or not record.base_commit:
+            return
+        git = self._git(Path(record.repository))
+        patterns = ("-e", r"^\[submodule", "-e", r"filter=lfs")
+        found = await git.ask("grep", "-l", *patterns, record.base_commit, "--", ".gitmodules", ".gitattributes")
+        files = [line.rpartition(":")[2] for line in (found or "").splitlines()]
+        if ".gitmodules" in files:
+            await spec.warn(
+                f"submodules are left empty; {_FILLED_BY.format('git submodule update --init --recursive')}"
+            )
+        if ".gitattributes" in files and record.url:  # of a path, git-lfs finds the files beside the repository
+            await spec.warn(f"files of Git LFS are left as pointers; {_FILLED_BY.format('git lfs pull')}")
 
     async def _recover(self, spec: WorkspaceSpec) -> ComputeRecord:
         """Return the record of a compute that is there and whose file is lost."""
@@ -223,6 +286,13 @@ class HostBackend(Backend):
     def _is_known(self, folder: Path) -> bool:
         return folder.is_dir() or self._spare(folder).exists()
 
+    def _repository(self, repository: Repository) -> Path:
+        """Return where the repository is on this host: its mirror, of one by URL."""
+        if repository.url is not None:
+            return self._mirror(repository.url).path
+        assert repository.path is not None
+        return Path(repository.path)
+
     def _git(self, cwd: Path, *keep_open: int) -> Git:
         return Git(cwd=cwd, env=self._env, keep_open=keep_open)
 
@@ -233,7 +303,9 @@ class HostBackend(Backend):
             attempt=spec.compute.attempt,
             task_id=spec.compute.task_id,
             backend=self.kind,
-            repository=repository.path if repository else None,
+            repository=str(self._repository(repository)) if repository else None,
+            url=repository.url if repository else None,
+            push=spec.template.push,
             base_commit=spec.base_commit,
         )
 
@@ -287,6 +359,9 @@ class HostBackend(Backend):
                 record = self._new_record(spec)
                 self._write(folder, record)
                 write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
+                if record.url and record.base_commit:
+                    await self._mirror(record.url).provide(record.base_commit, spec.tell)
+                await self._warn(spec, record)
                 record = (await self._prepare(spec, record, folder, lock)).model_copy(update={"prepared": True})
                 self._write(folder, record)
             write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))

@@ -32,15 +32,17 @@ class LocalBackend(HostBackend):
             if task.ref:
                 raise InvalidTask(f"ref {task.ref!r} needs a repository; give one, or leave the ref out")
             return None
-        if task.repository.path is None:
-            raise InvalidTask("repositories by URL are not available in this release; give the path of a clone")
-        return await check_repository(self._git(Path(task.repository.path)), task.ref)
+        if task.repository.url is not None:
+            return await self._check_url(task.repository.url, task.ref)
+        return await check_repository(self._git(self._repository(task.repository)), task.ref)
 
     def _checkout_config(self, spec: WorkspaceSpec) -> dict[str, Any]:
         repository = spec.task.repository
         if repository is None:
             return {"kind": "empty"}
-        return {"kind": "clone", "url": repository.path, "ref": spec.task.ref, "commit": spec.base_commit}
+        source = str(self._repository(repository))
+        clone = {"kind": "clone", "url": source, "ref": spec.task.ref, "commit": spec.base_commit}
+        return {**clone, "mirrored": repository.url} if repository.url else clone
 
     async def _prepare(self, spec: WorkspaceSpec, record: ComputeRecord, folder: Path, lock: int) -> ComputeRecord:
         if spec.template.effective_readiness is not Readiness.IMMEDIATE:
@@ -71,6 +73,8 @@ class LocalBackend(HostBackend):
             change = await save_change(place, branch=branch, base=start, message=f"Work of task {record.task_id}")
             if change is None:
                 return None
+            if record.url:
+                return await self._keep_elsewhere(record, folder, git, change, branch, alone=False)
             bundle = await make_bundle(git, branch=branch, base=base)
         except (GitError, OSError) as e:
             raise ResultNotSaved(f"the result cannot be kept: {e}; it is still in {checkout}") from e

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +25,7 @@ _MET_ANOTHER = re.compile(r"worktrees/\S+/(commondir|gitdir|HEAD)")
 
 
 class WorktreeBackend(HostBackend):
-    """Workspaces that share the repository's objects; the result is a branch in it.
+    """Workspaces that share the repository's objects; the result is a branch in it, or a bundle where it is a mirror.
 
     Made in the repository: one branch and one entry of ``worktrees/``. The user's checkout, index, HEAD, configuration
     and other branches are never touched.
@@ -32,10 +34,11 @@ class WorktreeBackend(HostBackend):
     kind: ClassVar[BackendKind] = BackendKind.WORKTREE
 
     async def _check_repository(self, task: TaskInput) -> str | None:
-        if task.repository is None or task.repository.path is None:
-            raise InvalidTask(
-                "backend worktree needs a repository: give the path of one on this host, or use backend local"
-            )
+        if task.repository is None:
+            raise InvalidTask("backend worktree needs a repository: give a path on this host or a URL, or use local")
+        if task.repository.url is not None:
+            return await self._check_url(task.repository.url, task.ref)
+        assert task.repository.path is not None
         git = self._git(Path(task.repository.path))
         commit = await check_repository(git, task.ref)
         await check_result_branch(git, task.task_id)
@@ -50,6 +53,8 @@ class WorktreeBackend(HostBackend):
         if base is None:
             raise ProvisionFailed("preflight found no commit to start from", source=FailureSource.PREFLIGHT)
         git = self._git(Path(record.repository), lock)
+        if record.url:  # a worktree of a mirror has no Git LFS files beside it
+            git = git.at(GIT_LFS_SKIP_SMUDGE="1")
         try:
             common = await git.common_dir()
             record = record.model_copy(update={"common_dir": str(common)})
@@ -62,7 +67,7 @@ class WorktreeBackend(HostBackend):
             self._write(folder, record)
             async with exclusive(self._repository_lock(common), create=True) as repository_lock:
                 assert repository_lock is not None
-                await self._add_worktree(self._git(git.cwd, lock, repository_lock), record, folder, base)
+                await self._add_worktree(replace(git, keep_open=(lock, repository_lock)), record, folder, base)
             # What git wrote is whole by now, and stays so: others need not wait for the rest.
             made = folder / folder.name
             await to_its_end(_move_worktree, _admin_folder(record, folder), made, folder / "checkout")
@@ -107,6 +112,8 @@ class WorktreeBackend(HostBackend):
             git = self._git(git_dir).at(GIT_DIR=git_dir)
             place = Place(git=git, git_dir=git_dir, checkout=checkout, scratch=folder)
             change = await save_change(place, branch=branch, base=base, message=f"Work of task {record.task_id}")
+            if change is not None and record.url:
+                return await self._keep_elsewhere(record, folder, git, change, branch, alone=True)
         except (GitError, OSError) as e:
             raise ResultNotSaved(
                 f"the result cannot be kept in {record.repository}: {e}; it is still in {checkout}"
@@ -134,16 +141,17 @@ class WorktreeBackend(HostBackend):
         there = await to_its_end(_remove_admin_folder, _admin_folder(record, folder))
         await to_its_end(remove_tree, folder / folder.name)
         if there and record.branch and record.base_commit:
-            await self._drop_empty_branch(common, record.branch, record.base_commit)
+            await self._drop_branch(common, record.branch, {record.base_commit, record.saved})
 
-    async def _drop_empty_branch(self, common: Path, branch: str, base: str) -> None:
-        """Delete the branch if it still stands at the base: then it keeps nothing."""
+    async def _drop_branch(self, common: Path, branch: str, kept: Collection[str | None]) -> None:
+        """Delete the branch if it stands at one of the commits that are kept elsewhere: then it keeps nothing."""
         git = self._git(common).at(GIT_DIR=common)
         ref = common / "refs/heads" / branch
         ref.with_name(f"{ref.name}.lock").unlink(missing_ok=True)
-        if await git.commit_of(f"refs/heads/{branch}") == base:
+        tip = await git.commit_of(f"refs/heads/{branch}")
+        if tip and tip in kept:
             try:
-                await git.run("update-ref", "-d", f"refs/heads/{branch}", base)
+                await git.run("update-ref", "-d", f"refs/heads/{branch}", tip)
             except GitError as e:
                 raise OSError(f"branch {branch} in {common}: {e}") from e
         if not await git.commit_of(f"refs/heads/{branch}"):

@@ -8,7 +8,7 @@ _OPTIONS = (
     click.argument("prompt"),
     click.option("--backend", metavar="BACKEND", help="Where the workspace lives: local or worktree."),
     click.option("--template", metavar="NAME", help="The template to run from (see: taskrunner templates list)."),
-    click.option("--repo", metavar="PATH", help="A git repository; by default the one you are in."),
+    click.option("--repo", metavar="PATH|URL", help="A git repository; by default the one you are in."),
     click.option("--ref", metavar="REF", help="The commit, branch or tag to start from; by default HEAD."),
     click.option("--agent", metavar="NAME", help="The agent in place of the template's, for example shell."),
     click.option("--timeout", metavar="DURATION", help="How long the session may take, for example 90s or 2h."),

@@ -27,16 +27,22 @@ BACKENDS: Mapping[BackendKind, type[HostBackend]] = {
 
 
 def make_task(
-    kind: BackendKind, repository: Path | None = None, *, prompt: str = "true", ref: str | None = None, **template: Any
+    kind: BackendKind,
+    repository: Path | None = None,
+    *,
+    url: str | None = None,
+    prompt: str = "true",
+    ref: str | None = None,
+    **template: Any,
 ) -> TaskInput:
-    """Return a task with ids of its own."""
+    """Return a task with ids of its own, on a repository by path or by URL, or none."""
     unique = uuid.uuid4().hex[:10]
     return TaskInput(
         task_id=f"t-{unique}",
         workspace_id=f"w-{unique}",
         prompt=prompt,
         template=Template(name=kind.value, backend=kind, **template),
-        repository=Repository(path=str(repository)) if repository else None,
+        repository=Repository(path=str(repository) if repository else None, url=url) if repository or url else None,
         ref=ref,
     )
 

@@ -196,10 +196,10 @@ def test_the_workers_secrets_are_not_passed_on() -> None:
     """S37"""
     kept = {
         "PATH": "/bin", "HOME": "/h", "LC_ALL": "C", "XDG_RUNTIME_DIR": "/x", "https_proxy": "p", "NO_PROXY": "n",
-        "SSH_AUTH_SOCK": "/s", "GIT_SSH_COMMAND": "ssh -i k",
     }  # fmt: skip
     dropped = {
         "ANTHROPIC_API_KEY": "k", "HCLOUD_TOKEN": "k", "TASKRUNNER_DATABASE_URL": "k", "GIT_DIR": "/r", "MY_PATH": "x",
-        "GIT_ASKPASS": "/x", "LD_PRELOAD": "x", "PYTHONPATH": "x", COMPUTE_MARKER: "tr-other-1", "PATHX": "x",
+        "GIT_ASKPASS": "/x", "SSH_AUTH_SOCK": "/s", "GIT_SSH_COMMAND": "ssh -i k", "GIT_CONFIG_COUNT": "1",
+        "LD_PRELOAD": "x", "PYTHONPATH": "x", COMPUTE_MARKER: "tr-other-1", "PATHX": "x",
     }  # fmt: skip
     assert clean_environment({**kept, **dropped}) == kept

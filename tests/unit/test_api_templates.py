@@ -134,14 +134,22 @@ def test_ids_are_made_where_none_is_given() -> None:
     [
         ({"backend": "worktree"}, "needs a repository"),
         ({"ref": "main"}, "without a repository"),
-        ({"repository": {"url": "https://x/y.git"}}, "not available in this release"),
+        ({"repository": {"path": "/x"}, "template": "pushing"}, "needs a repository by URL"),
+        ({"template": "pushing", "backend": "local"}, "needs a repository by URL"),
         ({"backend": "vm"}, "not available in this release"),
         ({"template": "x" * 5000}, "no template"),
         ({"agent": "wizard"}, "known: shell, claude-code"),
         ({"timeout": "0s"}, "positive"),
     ],
 )
-def test_what_cannot_run_says_why(request_: dict[str, Any], why: str) -> None:
+def test_what_cannot_run_says_why(tmp_path: Path, request_: dict[str, Any], why: str) -> None:
+    (tmp_path / "pushing.yaml").write_text("name: pushing\nbackend: worktree\npush: true\n")
     with pytest.raises(TemplateError, match=why) as caught:
-        _resolve(TemplateFolder(), **request_)
+        _resolve(TemplateFolder(tmp_path), **request_)
     assert len(str(caught.value)) < 500
+
+
+def test_a_repository_by_url_is_on_no_host_unless_it_is_a_file() -> None:
+    for url, host in (("https://example.org/x", None), ("git@example.org:x", None), ("file:///srv/x", HOST)):
+        task = _resolve(TemplateFolder(), repository={"url": url})
+        assert (task.template.name, task.repository.host) == ("worktree", host)

@@ -139,6 +139,19 @@ def test_a_change_in_a_bundle_is_said_to_be_on_no_branch_of_the_users(repository
     assert "while taskrunner dev runs" in render.outcome(record, stack_ends=True)
 
 
+def test_a_change_that_was_pushed_is_shown_where_it_is_and_one_that_was_not_with_the_reason() -> None:
+    pushed = RESULT.model_copy(update={"pushed_to": "https://example.org/app.git"})
+    record = task(status=TaskStatus.COMPLETED, result=pushed)
+    for text in (render.outcome(record), render.outcome(record, stack_ends=True), render.task_page(record)):
+        assert "taskrunner/t-1" in text
+        assert "https://example.org/app.git" in text
+    refused = RESULT.model_copy(update={"bundle": True, "push_error": "refused:\x1b[2J no"})
+    record = task(status=TaskStatus.COMPLETED, result=refused)
+    for text in (render.outcome(record), render.task_page(record)):
+        assert "refused:\\x1b[2J no" in text
+        assert "--bundle FILE" in text
+
+
 def test_the_end_of_a_run_says_how_to_see_the_change_with_and_without_a_stack() -> None:
     result = SavedResult(
         branch="taskrunner/t-1",
