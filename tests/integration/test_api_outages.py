@@ -17,6 +17,7 @@ from messages.names import SESSION_FINISHED, WORKSPACE_READY, host_task_queue, t
 from messages.signals import WorkspaceReady
 from messages.statuses import TaskStatus, Verdict
 from messages.tasks import TaskOutcome
+from store.callbacks import KEPT
 from store.database import Connection
 from store.registry import Registry
 from tests.support.api import API_TOKEN, RunningApi, Workspace, eventually, postgres_away, serving, signals, unique
@@ -119,7 +120,8 @@ async def test_a_kept_callback_that_nobody_was_told_of_is_found(
     monkeypatch.setattr(forwarding, "LONGEST_WAIT_SECONDS", 0.5)
     async with serving(registry, temporal, keys) as api:
         workspace = await api.workspace()
-        await asyncio.sleep(1)  # the looks at the start and at the listener's are not those that are meant
+        await api.hears_changes()  # the looks at the start and at the listener's are not those that are meant
+        await eventually(lambda: api.someone_waits(KEPT))
         ready = WorkspaceReady(workspace_id=workspace.id, attempt=1)
 
         async def keep_silently(connection: Connection) -> None:
@@ -319,13 +321,17 @@ async def test_a_stream_waits_through_an_outage_of_postgresql(
     async def append(offset: int, text: str) -> None:
         await quick.registry.sessions.append_output(workspace.id, 1, workspace.session, offset, text)
 
+    async def reads() -> bool:
+        return not await quick.someone_waits(task_id)
+
     await append(0, "before\n")
     async with asyncio.timeout(60), quick.user.stream("GET", f"/api/tasks/{task_id}/logs?follow=true") as response:
         chunks = response.aiter_bytes()
         assert await anext(chunks) == b"before\n"
+        await eventually(lambda: quick.someone_waits(task_id))
         with postgres_away(postgres, database_url):
             quick.registry.changes._wake_all()  # as a notification does that came just before the outage
-            await asyncio.sleep(1)
+            await eventually(reads)
         await eventually(quick.all_is_there)
         await append(7, "after\n")
         await quick.registry.tasks.finish(task_id, TaskOutcome(status=TaskStatus.COMPLETED))

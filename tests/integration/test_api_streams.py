@@ -111,7 +111,7 @@ async def test_an_event_reaches_its_followers_at_once(api: RunningApi) -> None:
     async with asyncio.timeout(20), api.user.stream("GET", f"/api/tasks/{task_id}/events") as response:
         async for event in _sse(response):
             if event["current"] == "provisioning" and event["kind"] == "workspace_status":
-                await asyncio.sleep(0.3)  # all that is kept has been read by now
+                await eventually(lambda: api.someone_waits(task_id))
                 recorded = time.monotonic()
                 assert await api.registry.workspaces.record_provisioned(handle)
             if event["current"] == TaskStep.WAITING_FOR_READY:
@@ -212,7 +212,7 @@ async def test_following_may_begin_before_there_is_a_session(api: RunningApi) ->
         return (await api.user.get(f"/api/tasks/{task_id}/logs?follow=true")).content
 
     following = asyncio.create_task(follow())
-    await asyncio.sleep(0.2)
+    await eventually(lambda: api.someone_waits(task_id))
     await api.with_session(workspace)
     await _append(api, workspace, 0, "x" * 100_000)
     await api.registry.tasks.finish(task_id, DONE)

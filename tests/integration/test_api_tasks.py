@@ -1,7 +1,7 @@
 """The task API over a real socket: submitting, looking, cancelling."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.worker import Worker
 
+from api import workflows_client
 from api.templates import TemplateFolder
 from messages.keys import Keyring
 from messages.names import (
@@ -250,11 +251,21 @@ async def test_a_repeat_needs_no_template(registry: Registry, temporal: Client, 
         assert (await api.user.post("/api/tasks", json=asked)).status_code == 422
 
 
-async def test_a_worker_that_starts_while_the_task_comes_in_is_found(api: RunningApi, temporal: Client) -> None:
+async def test_a_worker_that_starts_while_the_task_comes_in_is_found(
+    api: RunningApi, temporal: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_in_vain = asyncio.Event()
+
+    def pauses() -> Iterator[float]:
+        yield 0.0
+        looked_in_vain.set()
+        yield from (0.25, 0.5, 1.0)
+
+    monkeypatch.setattr(workflows_client, "_LOOKS_FOR_A_WORKER", pauses())
     name = unique("host")
     body = {"prompt": "true", "repository": {"path": "/srv/repo", "host": name}}
     submission = asyncio.create_task(api.user.post("/api/tasks", json=body))
-    await asyncio.sleep(0.1)
+    await looked_in_vain.wait()
     async with Worker(temporal, task_queue=host_task_queue(name), activities=[nothing]):
         assert (await submission).status_code == 201
 

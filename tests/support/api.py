@@ -30,6 +30,7 @@ from messages.statuses import BackendKind
 from messages.tasks import TaskInput
 from messages.templates import Template
 from messages.tokens import mint_callback_token
+from store.database import Connection
 from store.errors import RegistryError
 from store.registry import Registry
 
@@ -100,6 +101,20 @@ class RunningApi:
             base_url=url, headers={"Authorization": f"Bearer {API_TOKEN}"}, timeout=20, trust_env=False
         )
         self.anyone = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)
+
+    async def someone_waits(self, key: str) -> bool:
+        """Tell whether a watch on ``key`` (a task, ``KEPT``) waits, having seen everything so far."""
+        return any(watch._changed._waiters for watch in self.registry.changes._watches.get(key, ()))
+
+    async def hears_changes(self) -> None:
+        """Return once the registry's listener listens, and has woken everybody who watched before."""
+
+        async def notify(connection: Connection) -> None:
+            await connection.execute("SELECT pg_notify('taskrunner', 'a-test')")
+
+        async with self.registry.changes.watch("a-test") as changed:
+            await self.registry.tasks.database.run(notify, atomic=False)
+            await changed.wait()
 
     async def all_is_there(self) -> bool:
         return (await self.anyone.get("/readyz")).status_code == 200
