@@ -36,8 +36,9 @@ format: setup
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
-histories: setup  ## record workflow histories for this release, to be replayed by every later one
+histories: setup  ## record workflow histories and the registry of this release, which every later one replays and upgrades
 	.venv/bin/python -m tests.histories.record
+	.venv/bin/python -m tests.releases.record
 
 clean:
 	rm -rf .venv .tools .pytest_cache .ruff_cache .coverage*

@@ -4,4 +4,4 @@ It runs inside a workspace, where nothing can be installed, so it needs nothing 
 newer, on Linux 5.3 or newer) and travels as one zipapp (``agent/build.py``).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,7 +13,7 @@ import click
 
 from cli.errors import INTERRUPTED, CliError
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 _COMMANDS = {
     "run": ("cli.commands.run:run", "Submit a task, follow it, and exit as it ends."),

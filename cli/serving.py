@@ -132,6 +132,7 @@ def worker(settings: Settings) -> int:
     home = Home(settings.home)
     keys = installation_keys(settings)
     _log_to_stderr()
+    _check_schema(database_url)
 
     async def serve() -> None:
         api_url = settings.public_url or settings.api_url or DEFAULT_API_URL
@@ -162,6 +163,7 @@ def api(settings: Settings, *, host: str, port: int, ui_url: str | None) -> int:
     token = settings.api_token.get_secret_value() if settings.api_token else home.make_token()
     bound = _bind(host, port)
     _log_to_stderr()
+    _check_schema(database_url)
 
     async def serve() -> None:
         async with Registry.connect(database_url) as registry:
@@ -194,6 +196,17 @@ def migrate_database(settings: Settings, *, as_json: bool) -> int:
     else:
         click.echo("\n".join(f"applied {name}" for name in applied) or "Nothing to do: the database is up to date.")
     return 0
+
+
+def _check_schema(database_url: str) -> None:
+    """Refuse a database of another release; one that is away is waited for by whoever needs it."""
+    from store.errors import RegistryUnavailable
+    from store.schema import check_schema
+
+    try:
+        check_schema(database_url)
+    except RegistryUnavailable as e:
+        logging.getLogger(__name__).warning("whether the database is of this release is not known: %s", e)
 
 
 def _database_url(settings: Settings) -> str:

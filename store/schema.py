@@ -46,10 +46,7 @@ def migrate(url: str, *, folder: Path = MIGRATIONS) -> list[str]:
         connection.execute(_CREATE_LEDGER)
         applied = {str(name) for (name,) in connection.execute(_APPLIED)}
         if newer := sorted(applied - files.keys()):
-            raise MigrationError(
-                f"the database was migrated by a newer release (it has {newer[-1]}, which this release does not know); "
-                "use that release, or another database"
-            )
+            raise _made_by_a_newer_release(newer)
         missing = [name for name in files if name not in applied]
         if applied and missing and missing[0] < max(applied):
             raise MigrationError(
@@ -85,6 +82,22 @@ def look_at_schema(url: str, *, timeout_seconds: int = 2, folder: Path = MIGRATI
             return SchemaState(connection.info.server_version, sorted(known - applied), sorted(applied - known))
     except psycopg.Error as e:
         raise RegistryUnavailable(str(e).strip()) from e
+
+
+def check_schema(url: str, *, folder: Path = MIGRATIONS) -> None:
+    """Return where the database has this release's schema; raise what :func:`migrate` raises where it has not."""
+    state = look_at_schema(url, timeout_seconds=10, folder=folder)
+    if state.newer:
+        raise _made_by_a_newer_release(state.newer)
+    if state.missing:
+        raise MigrationError("the database lacks this release's schema; run: taskrunner migrate")
+
+
+def _made_by_a_newer_release(newer: list[str]) -> MigrationError:
+    return MigrationError(
+        f"the database was migrated by a newer release (it has {newer[-1]}, which this release does not know); "
+        "use that release, or another database"
+    )
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import store
 from messages.statuses import EventKind
 from store.errors import MigrationError, RegistryUnavailable
 from store.registry import Registry
-from store.schema import MIGRATIONS, migrate
+from store.schema import MIGRATIONS, check_schema, migrate
 
 ENUMS = [
     kind
@@ -131,6 +131,21 @@ def test_a_database_of_a_newer_release_is_refused_and_left_alone(database_url: s
             migrate(database_url)
         count = connection.execute("SELECT count(*) FROM schema_migrations").fetchone()
     assert count == (len(list(MIGRATIONS.glob("*.sql"))) + 1,)
+
+
+def test_a_process_refuses_a_database_of_another_release(empty_database_url: str) -> None:
+    for _ in range(2):  # looking makes nothing
+        with pytest.raises(MigrationError, match="run: taskrunner migrate"):
+            check_schema(empty_database_url)
+    migrate(empty_database_url)
+    check_schema(empty_database_url)
+    with psycopg.connect(empty_database_url, autocommit=True) as connection:
+        connection.execute("DELETE FROM schema_migrations WHERE name = '0001_registry'")
+        with pytest.raises(MigrationError, match="run: taskrunner migrate"):
+            check_schema(empty_database_url)
+        connection.execute("INSERT INTO schema_migrations (name) VALUES ('9999_from_the_future')")
+    with pytest.raises(MigrationError, match=r"newer release \(it has 9999_from_the_future"):
+        check_schema(empty_database_url)
 
 
 def test_a_migration_that_fails_changes_nothing_and_is_named(empty_database_url: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The shared vocabulary: ids, durations, templates, the provision timeout, tokens and keys."""
 
 import logging
+import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+import agent
+from cli.main import VERSION
 from messages import names
 from messages.callbacks import LOG_TAIL_BYTES, ReadyBody, log_tail
 from messages.durations import Duration, format_duration, parse_duration
@@ -278,3 +281,8 @@ def test_what_is_wrong_is_told_in_words_for_people(body: dict[str, Any], told: s
     with pytest.raises(ValidationError) as caught:
         TaskRequest.model_validate(body)
     assert str(first_trouble(caught.value)).startswith(told)
+
+
+def test_all_parts_carry_the_release_that_is_built() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert {VERSION, agent.__version__} == {project["version"]}
