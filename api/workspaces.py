@@ -11,7 +11,7 @@ from api.templates import TemplateError
 from messages.names import is_id
 from messages.statuses import BackendKind, Readiness, WorkspaceStatus
 from messages.templates import Template
-from messages.timeouts import resolve_provision_timeout
+from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.views import WorkspaceView
 
 router = APIRouter(prefix="/api", tags=["workspaces"], dependencies=[Depends(require_user)])
@@ -24,12 +24,13 @@ class WorkspaceList(BaseModel):
 
 
 class TemplateSummary(BaseModel):
-    """A template in a list."""
+    """A template in a list; ``warning`` says what is doubtful about it."""
 
     name: str
     backend: BackendKind
     runtime: str | None
     readiness: Readiness
+    warning: str | None
 
 
 class TemplateList(BaseModel):
@@ -46,6 +47,7 @@ class TemplateDetails(BaseModel):
     readiness: Readiness
     provision_timeout_seconds: int
     provision_timeout_rule: str
+    warning: str | None
 
 
 @router.get("/workspaces")
@@ -94,6 +96,7 @@ async def show_template(name: str, api: Api) -> TemplateDetails:
         readiness=template.effective_readiness,
         provision_timeout_seconds=timeout.seconds,
         provision_timeout_rule=timeout.rule,
+        warning=runtime_warning(template),
     )
 
 
@@ -103,4 +106,5 @@ def _summary(template: Template) -> TemplateSummary:
         backend=template.backend,
         runtime=template.runtime,
         readiness=template.effective_readiness,
+        warning=runtime_warning(template),
     )

@@ -172,6 +172,9 @@ def list_templates(as_json: bool) -> None:
         return
     rows = [(t["name"], t["backend"], t["readiness"], t["runtime"] or "-") for t in found["templates"]]
     click.echo(render.table(("NAME", "BACKEND", "READINESS", "RUNTIME"), rows))
+    for template in found["templates"]:
+        if warning := template.get("warning"):  # an older service sends none
+            render.say(f"warning: {template['name']}: {warning}")
     for file, why in found["broken"].items():
         render.say(f"not usable: {file}: {why}")
 
@@ -191,6 +194,8 @@ def show_template(name: str, as_json: bool) -> None:
     click.echo(yaml.safe_dump(content, sort_keys=False).rstrip())
     click.echo(f"# readiness: {found['readiness']}")
     click.echo(f"# provision timeout: {found['provision_timeout_seconds']} s ({found['provision_timeout_rule']})")
+    if warning := found.get("warning"):
+        click.echo(f"# warning: {warning}")
 
 
 def _until_done(copy: Callable[[ApiClient], Awaitable[bool]], position: Callable[[], int]) -> None:

@@ -1,12 +1,13 @@
 """The provision timeout: which of four rules sets it."""
 
+import difflib
 import logging
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from messages.statuses import Readiness
-from messages.templates import Template
+from messages.templates import AGENT_PRESETS, Template
 
 PROVISION_TIMEOUT_VARIABLE = "PROVISION_TIMEOUT_SECONDS"
 RUNTIME_DEFAULTS = {"hermes": 1800}
@@ -41,3 +42,18 @@ def resolve_provision_timeout(template: Template, environ: Mapping[str, str]) ->
     if template.effective_readiness is Readiness.PROBE:
         return ProvisionTimeout(PROBE_DEFAULT_SECONDS, "default for probe readiness")
     return ProvisionTimeout(DEFAULT_SECONDS, "default")
+
+
+def runtime_warning(template: Template) -> str | None:
+    """Return what is doubtful about the template's runtime: one that is not known sets no timeout, as a typo would.
+
+    None where the template sets its timeout itself, and for the preset agents, which are known to need no longer one.
+    """
+    runtime = template.runtime
+    if runtime is None or runtime in {*RUNTIME_DEFAULTS, *AGENT_PRESETS}:
+        return None
+    if template.runtime_config.provision_timeout_seconds is not None:
+        return None
+    near = difflib.get_close_matches(runtime, {*RUNTIME_DEFAULTS, *AGENT_PRESETS}, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "set runtime_config.provision_timeout_seconds"
+    return f"runtime {runtime!r} is not known and sets no default timeout; {hint}"

@@ -16,6 +16,7 @@ from cli.doctor.check import Check, broken, from_error, ok, warning
 from cli.home import StackRecord, is_locked
 from messages.keys import KeysError, load_keys
 from messages.settings import Settings
+from messages.timeouts import runtime_warning
 from workers.children import STACK_MARKER
 
 GB = 10**9
@@ -139,14 +140,18 @@ def check_templates(folder: Path | None) -> Check:
     found = f"{folder} and the built-in ones" if folder else "the built-in ones"
     templates = TemplateFolder(folder)
     try:
-        names, bad = [template.name for template in templates.all()], templates.broken()
+        usable, bad = templates.all(), templates.broken()
     except TemplateError as e:
         return from_error("templates", str(folder), e)
-    found = f"{', '.join(names)} ({found})"
+    found = f"{', '.join(template.name for template in usable)} ({found})"
     if bad:
         file, why = min(bad.items())
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         return warning("templates", found, f"{file} cannot be used{more}: {why}", f"correct {folder}/{file}")
+    for template in usable:
+        if doubt := runtime_warning(template):
+            problem, _, mend = doubt.partition("; ")
+            return warning("templates", found, f"{template.name}: {problem}", mend)
     return ok("templates", found)
 
 

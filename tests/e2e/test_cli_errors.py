@@ -243,7 +243,7 @@ def test_templates_that_cannot_be_used_are_told_when_the_stack_starts_and_when_t
     folder.mkdir()
     (folder / "odd.yaml").write_text("name: odd\nbackend: lokal\n")
     (folder / "worse.yaml").write_text("[")
-    (folder / "good.yaml").write_text("name: good\nbackend: local\nsession_timeout: 90m\n")
+    (folder / "good.yaml").write_text("name: good\nbackend: local\nsession_timeout: 90m\nruntime: hermez\n")
     env = {"TASKRUNNER_TEMPLATES": str(folder)}
     with cli.dev(env=env) as stack:
         stack.wait_for(r"(?m)^The template odd\.yaml cannot be used: backend: has to be one of", stream="err")
@@ -253,6 +253,9 @@ def test_templates_that_cannot_be_used_are_told_when_the_stack_starts_and_when_t
         refused(other, 2, "known: good, local, worktree; 2 files cannot be used: taskrunner templates list")
         shown = cli.run("templates", "show", "good")
         assert "session_timeout: 1h30m\nheartbeat_interval: 15s\n" in shown.out, shown
+        warning = "runtime 'hermez' is not known and sets no default timeout; did you mean 'hermes'?"
+        assert f"# warning: {warning}\n" in shown.out, shown
+        assert f"warning: good: {warning}\n" in cli.run("templates", "list").err
     # A run that wants none of them is not told.
     assert "odd.yaml" not in cli.run("run", "--template", "good", "true", env=env).err
 
@@ -327,7 +330,8 @@ def test_without_any_way_to_temporal_what_to_install_is_told(cli: Cli) -> None:
         # A proxy that is not there: the download fails wherever this runs.
         **dict.fromkeys(("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"), "http://127.0.0.1:1"),
     }
-    finished = cli.run("dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0", env=env)
+    free = ("--port", "0", "--temporal-port", "0", "--ui-port", "0")
+    finished = cli.run("dev", *free, env=env)
     assert finished.code == 3, finished
     last = finished.err.splitlines()[-1]
     assert last.startswith("error: "), finished
@@ -335,9 +339,9 @@ def test_without_any_way_to_temporal_what_to_install_is_told(cli: Cli) -> None:
     assert "TASKRUNNER_TEMPORAL_BIN" in last
     assert "Traceback" not in finished.err
     assert [path.name for path in (cli.cwd / "cache" / "taskrunner" / "bin").iterdir()] == [".lock"]
-    refused(cli.run("dev", env={"TASKRUNNER_TEMPORAL_BIN": "/nowhere/temporal"}), 3, "TASKRUNNER_TEMPORAL_BIN")
+    refused(cli.run("dev", *free, env={"TASKRUNNER_TEMPORAL_BIN": "/nowhere/temporal"}), 3, "TASKRUNNER_TEMPORAL_BIN")
     refused(
-        cli.run("dev", "--port", "0", env={"TASKRUNNER_TEMPORAL_BIN": "/bin/false"}),
+        cli.run("dev", *free, env={"TASKRUNNER_TEMPORAL_BIN": "/bin/false"}),
         3,
         "/bin/false is not a Temporal CLI",
     )

@@ -372,6 +372,8 @@ def test_keys_have_to_be_private_and_whole(tmp_path: Path) -> None:
 def test_templates_that_cannot_be_used_are_told(tmp_path: Path) -> None:
     is_told(homes.check_templates(None), Status.OK, "local, worktree")
     is_told(homes.check_templates(tmp_path / "none"), Status.BROKEN, "TASKRUNNER_TEMPLATES")
+    (tmp_path / "mine.yaml").write_text("name: mine\nbackend: local\nruntime: hermez\n")
+    is_told(homes.check_templates(tmp_path), Status.WARNING, "mine", "'hermez'", "did you mean 'hermes'?")
     (tmp_path / "odd.yaml").write_text("[")
     is_told(homes.check_templates(tmp_path), Status.WARNING, "odd.yaml", "not valid YAML")
 

@@ -27,7 +27,7 @@ from messages.statuses import (
 )
 from messages.tasks import TaskRequest
 from messages.templates import AGENT_PRESETS, INSTALL_COMMANDS, Template, agent_preset, how_to_install
-from messages.timeouts import resolve_provision_timeout
+from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.tokens import InvalidToken, mint_callback_token, verify_callback_token
 
 
@@ -85,6 +85,23 @@ def test_a_duration_survives_json() -> None:
 
 def template(**fields: Any) -> Template:
     return Template.model_validate({"name": "t", "backend": "local"} | fields)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "own", "warning"),
+    [
+        (None, None, None),
+        ("hermes", None, None),
+        ("claude-code", None, None),
+        ("hermez", None, "runtime 'hermez' is not known and sets no default timeout; did you mean 'hermes'?"),
+        ("hermez", 60, None),
+        ("zork", None, "'zork' is not known and sets no default timeout; set runtime_config.provision_timeout_seconds"),
+    ],
+)
+def test_a_runtime_that_sets_no_timeout_is_told(runtime: str | None, own: int | None, warning: str | None) -> None:
+    told = runtime_warning(template(runtime=runtime, runtime_config={"provision_timeout_seconds": own}))
+    assert (told is None) == (warning is None)
+    assert (warning or "") in (told or "")
 
 
 @pytest.mark.parametrize(
