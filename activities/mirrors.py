@@ -20,11 +20,12 @@ from pathlib import Path
 from temporalio import activity
 
 from activities import processes
-from activities.errors import ActivityFailure, InvalidTask, RepositoryUnreachable
+from activities.errors import ActivityFailure, InvalidTask, ProvisionFailed, RepositoryUnreachable
 from activities.files import exclusive, read_log_tail, remove_tree, to_its_end, until_done
-from activities.git import Git
+from activities.git import Git, GitError
 from activities.processes import ProcessId
 from activities.remotes import Remote
+from messages.statuses import FailureSource
 
 _log = logging.getLogger(__name__)
 
@@ -71,20 +72,25 @@ class Mirror:
     async def provide(self, commit: str, tell: Tell) -> None:
         """Have the commit in the mirror: fetched, unless it is there, by us or by whoever fetches right now.
 
-        Raises :class:`InvalidTask` or :class:`RepositoryUnreachable`; what was made stays, for the next try.
+        What was made stays for the next try, whatever happens. Raises :class:`InvalidTask`,
+        :class:`RepositoryUnreachable`, or :class:`ProvisionFailed` where it is the mirror that cannot be used.
         """
         if await self.has(commit):
             return
         async with self._telling(tell), exclusive(self._folder / "lock", create=True) as lock:
             assert lock is not None
-            await self._make()
-            if await self.has(commit):
-                return
-            await tell(f"fetching {self._remote.shown}")
-            await self._fetch(lock, "--prune", "--tags", "--force", refspec=f"+refs/heads/*:{BRANCHES}*")
-            await self._note_default_branch()
-            if not await self.has(commit):
-                await self._fetch_commit(lock, commit)
+            try:
+                await self._make()
+                if await self.has(commit):
+                    return
+                await tell(f"fetching {self._remote.shown}")
+                await self._fetch(lock, "--prune", "--tags", "--force", refspec=f"+refs/heads/*:{BRANCHES}*")
+                await self._note_default_branch()
+                if not await self.has(commit):
+                    await self._fetch_commit(lock, commit)
+            except GitError as e:
+                text = f"the mirror {self.path} of {self._remote.shown} cannot be used: {e}; remove it if that persists"
+                raise ProvisionFailed(text, source=FailureSource.PROVIDER) from e
 
     async def _fetch_commit(self, lock: int, commit: str) -> None:
         """Fetch a commit that no branch and no tag leads to."""

@@ -21,15 +21,7 @@ _RACED = re.compile(r"fetch first|non-fast-forward|already exists|stale info|can
 _SAID_CHARS = 300
 
 
-async def push(
-    remote: Remote,
-    commit: str,
-    branch: str,
-    *,
-    objects: Sequence[Path],
-    scratch: Path,
-    pauses: Sequence[float] = PAUSES,
-) -> str:
+async def push(remote: Remote, commit: str, branch: str, *, objects: Sequence[Path], scratch: Path) -> str:
     """Push ``commit`` as ``branch``, never by force, and return the branch's name there.
 
     The name gets a number where the remote has something else under it. ``objects`` are the object folders that hold
@@ -43,7 +35,7 @@ async def push(
     await Git(scratch, git.env).run("init", "--quiet", "--bare", str(place))
     alternates = "".join(f"{folder}\n" for folder in objects)
     await asyncio.to_thread((place / "objects/info/alternates").write_text, alternates)
-    for pause in (*pauses, None):
+    for pause in (*PAUSES, None):
         try:
             async with asyncio.timeout(PUSH_SECONDS):
                 return await _push(git.at(place, GIT_DIR=place), remote, commit, branch)
@@ -58,7 +50,7 @@ async def push(
 
 
 async def _push(git: Git, remote: Remote, commit: str, branch: str) -> str:
-    there = await remote.list("--heads", f"refs/heads/{branch}*")
+    there = await remote.list(f"refs/heads/{branch}*", options=("--heads",))
     name, number = branch, 1
     while there.get(f"refs/heads/{name}", commit) != commit:
         number += 1

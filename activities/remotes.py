@@ -8,11 +8,11 @@ import asyncio
 import difflib
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from activities.errors import ActivityFailure, InvalidTask, RepositoryUnreachable
-from activities.git import Git
+from activities.git import Git, lines_of
 from agent.files import without_credentials
 from messages.repositories import parse_repository_url
 
@@ -89,13 +89,15 @@ class Remote:
         if ref and _FULL_SHA.fullmatch(ref):
             return ref.lower()
         if ref is None:
-            if found := (await self.list("HEAD")).get("HEAD"):
-                return found
-            names = _names(await self.list("--heads"))
+            refs = await self.list("HEAD", "refs/heads/*")
+            if "HEAD" in refs:
+                return refs["HEAD"]
+            names = _names(refs)
             if not names:
                 raise InvalidTask(f"{self.shown} has no commit yet; push one, then submit the task again")
             raise InvalidTask(f"the HEAD of {self.shown} names no branch that it has; name a ref ({_some(names)})")
-        refs = await self.list(*(() if ref.startswith("refs/") else ("--heads", "--tags")))
+        # Of branches and tags alone the server need not send what large hosts keep besides, as of pull requests.
+        refs = await self.list(options=() if ref.startswith("refs/") else ("--heads", "--tags"))
         for pattern in ("{}", "refs/{}", "refs/heads/{}", "refs/tags/{}"):
             name = pattern.format(ref)
             if name in refs:
@@ -110,20 +112,17 @@ class Remote:
 
     async def default_branch(self) -> str | None:
         """Return the branch that the remote's HEAD is on; None where it does not say."""
-        said = await self._list("--symref", pattern="HEAD")
+        said = await self._list("HEAD", options=("--symref",))
         found = re.search(r"^ref: refs/heads/(\S+)\tHEAD$", said, re.MULTILINE)
         return found[1] if found else None
 
-    async def list(self, *options: str) -> dict[str, str]:
+    async def list(self, *patterns: str, options: Sequence[str] = ()) -> dict[str, str]:
         """Return the remote's refs (``refs/tags/x^{}`` is what a tag points to) with their objects."""
-        flags = [option for option in options if option.startswith("-")]
-        pattern = next((option for option in options if not option.startswith("-")), None)
-        lines = (line.partition("\t") for line in (await self._list(*flags, pattern=pattern)).splitlines())
+        lines = (line.partition("\t") for line in lines_of(await self._list(*patterns, options=options)))
         return {name: commit for commit, _, name in lines}
 
-    async def _list(self, *options: str, pattern: str | None = None) -> str:
+    async def _list(self, *patterns: str, options: Sequence[str]) -> str:
         git = await self.git(Path("/"))
-        patterns = [pattern] if pattern else []
         try:
             async with asyncio.timeout(LIST_SECONDS):
                 finished = await git.finish(

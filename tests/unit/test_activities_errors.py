@@ -8,7 +8,14 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from activities.errors import MAX_TRIES, InvalidTask, NotRemoved, WorkspaceUnreachable, as_application_errors
+from activities.errors import (
+    MAX_TRIES,
+    InvalidTask,
+    NotRemoved,
+    RepositoryUnreachable,
+    WorkspaceUnreachable,
+    as_application_errors,
+)
 from messages.errors import ErrorType
 from store.errors import MigrationError, RegistryError, RegistryUnavailable, UnknownSession
 
@@ -49,6 +56,21 @@ async def test_what_may_pass_is_retried_until_it_has_failed_so_often_itself(kind
         error, beats = await failing(kind("no answer"), attempt=number, earlier=details)
         details = beats[-1]
         assert error.non_retryable is (number == MAX_TRIES)
+
+
+async def test_a_repository_that_is_away_is_asked_again_for_about_a_minute() -> None:
+    """S27: with growing pauses of its own, which the workflow's policy knows nothing of."""
+    details: tuple[Any, ...] = ()
+    pauses: list[float] = []
+    while True:
+        error, beats = await failing(RepositoryUnreachable("away"), attempt=len(pauses) + 1, earlier=details)
+        if error.non_retryable:
+            break
+        details = beats[-1]
+        assert error.next_retry_delay is not None
+        pauses.append(error.next_retry_delay.total_seconds())
+    assert pauses == sorted(pauses)
+    assert sum(pauses) == 60
 
 
 async def test_attempts_that_an_outage_took_are_not_counted() -> None:
