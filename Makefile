@@ -1,5 +1,5 @@
 # Everything is installed into this folder (.venv, .tools); only downloads that are worth keeping go to the user's cache.
-.PHONY: setup temporal run test lint types format histories clean
+.PHONY: setup temporal run test lint types bench format histories clean
 
 PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
@@ -31,6 +31,9 @@ lint: setup
 
 types: setup
 	.venv/bin/basedpyright
+
+bench: temporal  ## measure against the targets; BENCH='--only cli_help --n 50' for a part
+	.venv/bin/taskrunner bench $(BENCH)
 
 format: setup
 	.venv/bin/ruff check --fix .

@@ -44,7 +44,7 @@ _LOOKS_FOR_A_WORKER = (0.0, 0.25, 0.5, 1.0)
 _log = logging.getLogger(__name__)
 
 
-async def start_task(client: Client, task: TaskInput) -> None:
+async def start_task(client: Client, task: TaskInput, *, queue: str = TASK_QUEUE) -> None:
     """Start the task's workflow unless it runs or has run; raise a 503 problem while Temporal is away."""
     workflow_id = task_workflow_id(task.task_id)
     again = f"submit it again with its id to start it: --id {task.task_id}"
@@ -54,7 +54,7 @@ async def start_task(client: Client, task: TaskInput) -> None:
                 TASK_RUNNER,
                 task,
                 id=workflow_id,
-                task_queue=TASK_QUEUE,
+                task_queue=queue,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 task_timeout=WORKFLOW_TASK_TIMEOUT,

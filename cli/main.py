@@ -30,6 +30,7 @@ _COMMANDS = {
     "api": ("cli.commands.services:api", "Serve the task API and the callbacks of workspaces."),
     "migrate": ("cli.commands.services:migrate", "Bring the database to this release."),
     "doctor": ("cli.commands.doctor:doctor", "Check what is needed here, and say how to mend it."),
+    "bench": ("cli.commands.bench:bench", "Measure what the parts of a task cost here."),
 }
 
 

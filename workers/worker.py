@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 from temporalio.client import Client
@@ -22,6 +23,7 @@ from activities.errors import WorkspaceUnreachable
 from activities.heartbeat import HeartbeatInterceptor
 from activities.task_activities import ActivitySettings, TaskActivitiesImpl
 from activities.watcher import ProcessWatcher, signal_owner
+from messages.activities import TaskActivities
 from messages.keys import Keyring
 from messages.names import TASK_QUEUE, host_task_queue
 from messages.statuses import BackendKind
@@ -75,8 +77,8 @@ async def running_worker(
             on_provisioned=watcher.watch,
         )
         workers = [
-            _worker(client, host, impl, TASK_QUEUE, with_workflows=True),
-            _worker(client, host, impl, host_task_queue(host.host_id), with_workflows=False),
+            new_worker(client, host.host_id, TASK_QUEUE, all_of(impl), [TaskRunner]),
+            new_worker(client, host.host_id, host_task_queue(host.host_id), all_of(impl)),
         ]
         runs = [asyncio.create_task(worker.run(), name="worker") for worker in workers]
         greeting = asyncio.create_task(greet_workspaces(http, keys, (local, worktree)), name="greet workspaces")
@@ -108,25 +110,35 @@ _STICKY_SECONDS = timedelta(seconds=2)
 worker can hold up a deadline or a signal."""
 
 
-def _worker(
-    client: Client, host: HostSettings, impl: TaskActivitiesImpl, queue: str, *, with_workflows: bool
+def all_of(impl: TaskActivities) -> list[Callable[..., Any]]:
+    """Return what a worker registers of a task's activities."""
+    return [
+        impl.preflight_task,
+        impl.provision_workspace,
+        impl.probe_workspace,
+        impl.look_once_more,
+        impl.create_session,
+        impl.stop_session,
+        impl.release_workspace,
+        impl.finish_task,
+    ]
+
+
+def new_worker(
+    client: Client,
+    host_id: str,
+    queue: str,
+    activities: Sequence[Callable[..., Any]],
+    workflows: Sequence[type] = (),
 ) -> Worker:
+    """Return a worker with the options that all of ours have; it does nothing until it is run."""
     return Worker(
         client,
         task_queue=queue,
-        workflows=[TaskRunner] if with_workflows else [],
-        activities=[
-            impl.preflight_task,
-            impl.provision_workspace,
-            impl.probe_workspace,
-            impl.look_once_more,
-            impl.create_session,
-            impl.stop_session,
-            impl.release_workspace,
-            impl.finish_task,
-        ],
+        workflows=workflows,
+        activities=activities,
         interceptors=[HeartbeatInterceptor()],
-        identity=f"{os.getpid()}@{host.host_id}",
+        identity=f"{os.getpid()}@{host_id}",
         sticky_queue_schedule_to_start_timeout=_STICKY_SECONDS,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,

@@ -1,0 +1,1 @@
+"""What ``taskrunner bench`` measures, on a stack, a home and a repository of its own."""
