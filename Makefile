@@ -1,5 +1,5 @@
 # Everything is installed into this folder (.venv, .tools); only downloads that are worth keeping go to the user's cache.
-.PHONY: setup temporal run test lint types bench format histories clean
+.PHONY: setup temporal run test test-pythons lint types bench format histories clean
 
 PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
@@ -24,6 +24,16 @@ run: setup  ## a task on this repository: a shell script as the agent, in a git 
 test: temporal
 	.venv/bin/python -m pytest --cov --cov-report=term $(ARGS)
 
+PYTHONS ?= 3.12 3.13
+SAME_ON_EVERY_PYTHON := tests/unit tests/workflows tests/e2e/test_whole_task.py
+
+test-pythons: temporal  ## what may differ with the Python it runs on, on the newer ones that are supported
+	@set -e; for version in $(PYTHONS); do \
+	  echo "Python $$version"; \
+	  UV_PROJECT_ENVIRONMENT=.venv-$$version $(UV) sync --quiet --locked --python $$version; \
+	  .venv-$$version/bin/python -m pytest -q $(or $(ARGS),$(SAME_ON_EVERY_PYTHON)); \
+	done
+
 lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -44,4 +54,4 @@ histories: setup  ## record workflow histories and the registry of this release,
 	.venv/bin/python -m tests.releases.record
 
 clean:
-	rm -rf .venv .tools .pytest_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-3.* .tools .pytest_cache .ruff_cache .coverage*
