@@ -71,9 +71,9 @@ AGENT_PRESETS = {
             f"--prompt={PROMPT_PLACEHOLDER}",
         )
     ),
-    # https://opencode.ai/docs/cli/commands (2.0 and later). Without --standalone a service in the background, which
-    # several tasks would share and which outlives them, does the work in an environment of its own.
-    "opencode": CommandAgent(command=("opencode", "run", "--standalone", "--auto", "--", PROMPT_PLACEHOLDER)),
+    # https://opencode.ai/v1/docs/cli and /v1/docs/permissions; 2.0 takes the same flags, but there --standalone, which
+    # 1.x refuses, is needed too, or a service in the background does the work in an environment of its own
+    "opencode": CommandAgent(command=("opencode", "run", "--auto", "--", PROMPT_PLACEHOLDER)),
 }
 """Agents by name. ``shell``: the prompt is a shell script. The others are run as their own documentation says for runs
 that nobody attends: they may do everything that they can in the workspace, and print what they do as they do it."""
@@ -82,7 +82,7 @@ INSTALL_COMMANDS = {
     "claude": "npm install -g @anthropic-ai/claude-code",
     "codex": "npm install -g @openai/codex",
     "gemini": "npm install -g @google/gemini-cli",
-    "opencode": "npm install -g @opencode/cli",
+    "opencode": "npm install -g opencode-ai",
 }
 """How the programs of the presets are installed, as the pages above (or their first one) say."""
 
