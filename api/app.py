@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
-from api import callbacks, health, openapi, problems, tasks, workspaces
+from api import callbacks, health, metrics, openapi, problems, tasks, workspaces
 from api.dependencies import ApiDependencies, Services
 from api.limits import BodyLimit, HostCheck
 
@@ -29,19 +30,22 @@ def create_app(given: ApiDependencies, *, loopback: bool = False) -> FastAPI:
             deliverer.cancel()
             await asyncio.gather(deliverer, return_exceptions=True)
 
-    app = FastAPI(
+    app = FastAPIOffline(
         title="taskrunner",
         version=version("taskrunner"),
         description="Submits tasks, follows them, and takes the callbacks of workspaces.",
         lifespan=lifespan,
         redirect_slashes=False,
+        redoc_url=None,
     )
     app.state.services = services
+    app.state.loopback = loopback
     problems.install(app)
-    for module in (health, callbacks, tasks, workspaces):
+    for module in (health, metrics, callbacks, tasks, workspaces):
         app.include_router(module.router)
     openapi.install(app, problems.ProblemBody)
     app.add_middleware(BodyLimit)
     if loopback:
         app.add_middleware(HostCheck, names=given.allowed_hosts)
+    app.add_middleware(metrics.Measured)
     return app

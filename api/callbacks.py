@@ -15,6 +15,7 @@ from api.auth import CallbackCredentials
 from api.dependencies import Api, Services
 from api.forwarding import Callback, Sent
 from api.limits import read_body
+from api.metrics import name_answer
 from api.openapi import json_body
 from api.problems import Problem, unavailable
 from messages.callbacks import (
@@ -61,7 +62,7 @@ async def ready(workspace_id: str, request: Request, api: Api, credentials: Call
     )
     callback = Callback.of(WORKSPACE_READY, message, workflow_id=claims.wf, workspace_id=claims.sub, attempt=claims.att)
     return await _take(
-        api, claims, callback, refused_by={Verdict.FAILED, Verdict.TIMED_OUT}, reason="workspace_not_running"
+        api, request, claims, callback, refused_by={Verdict.FAILED, Verdict.TIMED_OUT}, reason="workspace_not_running"
     )
 
 
@@ -81,7 +82,7 @@ async def provisioning_failed(
     callback = Callback.of(
         PROVISIONING_FAILED, message, workflow_id=claims.wf, workspace_id=claims.sub, attempt=claims.att
     )
-    return await _take(api, claims, callback, refused_by={Verdict.READY}, reason="workspace_not_creating")
+    return await _take(api, request, claims, callback, refused_by={Verdict.READY}, reason="workspace_not_creating")
 
 
 @router.post("/boot-log", status_code=202, openapi_extra=json_body(BootLogBody))
@@ -154,11 +155,17 @@ async def finished(
         attempt=claims.att,
         session=session_id,
     )
-    return await _take(api, claims, callback, refused_by=set(), reason="")
+    return await _take(api, request, claims, callback, refused_by=set(), reason="")
 
 
 async def _take(
-    api: Services, claims: CallbackClaims, callback: Callback, *, refused_by: set[Verdict], reason: str
+    api: Services,
+    request: Request,
+    claims: CallbackClaims,
+    callback: Callback,
+    *,
+    refused_by: set[Verdict],
+    reason: str,
 ) -> JSONResponse:
     """Signal the callback, or keep it while Temporal is away, and answer by what the registry has recorded."""
     sent = await api.forwarder.signal(callback)
@@ -174,8 +181,10 @@ async def _take(
                 await api.forwarder.keep(callback)
         except (TimeoutError, RegistryError):
             raise unavailable("neither Temporal nor the registry can take the callback", "send it again") from None
+        name_answer(request, "kept")
         return _answer(202, CallbackAnswer(success=True))
     if state is not _Unknown.UNKNOWN and state.verdict in refused_by:
+        name_answer(request, "refused")
         return _answer(200, CallbackAnswer(success=False, reason=reason))
     return _answer(200, CallbackAnswer(success=True))
 

@@ -5,7 +5,7 @@ from typing import Any
 from psycopg.rows import class_row
 
 from store.changes import CHANNEL
-from store.database import Connection, Group, statement
+from store.database import Connection, Group, scalar, statement
 from store.records import KeptCallback
 from store.values import jsonb
 
@@ -27,6 +27,7 @@ _UNDELIVERED = """
     ORDER BY id
     LIMIT %(limit)s
 """
+_COUNT_UNDELIVERED = "SELECT count(*) FROM kept_callbacks WHERE delivered_at IS NULL"
 _DELIVERED = "UPDATE kept_callbacks SET delivered_at = now() WHERE id = %(id)s AND delivered_at IS NULL"
 _FIND = """
     SELECT id, workflow_id, signal, workspace_id, attempt, session_id, payload FROM kept_callbacks
@@ -74,6 +75,11 @@ class CallbackStore(Group):
         async with connection.cursor(row_factory=class_row(KeptCallback)) as cursor:
             await cursor.execute(_UNDELIVERED, {"limit": limit})
             return await cursor.fetchall()
+
+    @statement
+    async def count_undelivered(self, connection: Connection) -> int:
+        """Return how many callbacks have not been delivered."""
+        return int(await scalar(connection, _COUNT_UNDELIVERED, {}))
 
     @statement
     async def delivered(self, connection: Connection, callback_id: int) -> None:

@@ -75,6 +75,7 @@ _EVENTS = """
     ORDER BY id
     LIMIT %(limit)s
 """
+_COUNT = "SELECT status, count(*) AS tasks FROM tasks GROUP BY status"
 _LIST = """
     SELECT id, status, step, backend, template, left(input->>'prompt', %(prompt_chars)s) AS prompt, error, created_at,
            started_at, finished_at
@@ -222,6 +223,12 @@ class TaskStore(Group):
         async with connection.cursor(row_factory=class_row(EventView)) as cursor:
             await cursor.execute(_EVENTS, {"task_id": task_id, "after": after, "limit": max(0, limit)})
             return await cursor.fetchall()
+
+    @statement
+    async def count_by_status(self, connection: Connection) -> dict[TaskStatus, int]:
+        """Return how many tasks there are, by status; a status that none has is left out."""
+        rows = await (await connection.execute(_COUNT)).fetchall()
+        return {TaskStatus(row["status"]): row["tasks"] for row in rows}
 
     @statement
     async def list(
