@@ -14,12 +14,12 @@ from api.limits import read_body
 from api.openapi import json_body
 from api.problems import Problem, registry_away
 from api.templates import TemplateError, resolve
-from api.workflows_client import cancel_task, require_worker, start_task
+from api.workflows_client import cancel_task, require_worker, start_task, task_progress
 from messages.keys import Keyring
 from messages.names import is_id
 from messages.sealed import env_digest, seal_env
 from messages.statuses import BackendKind, TaskStatus, TaskStep
-from messages.tasks import SavedResult, TaskInput, TaskOutcome, TaskRequest
+from messages.tasks import SavedResult, TaskInput, TaskOutcome, TaskProgress, TaskRequest
 from messages.views import TaskPage, TaskView
 from store.errors import RegistryUnavailable, TaskConflict
 
@@ -179,6 +179,18 @@ async def bundle(task_id: str, api: Api) -> Response:
     raise Problem(
         404, "no-bundle", f"the change of task {task_id!r} is not in a bundle; it is {_where(view, view.result)}"
     )
+
+
+@router.get("/{task_id}/progress")
+async def progress(task_id: str, api: Api) -> TaskProgress:
+    """Tell what a task that runs waits for, since when, until when, and the last error. Its workflow answers."""
+    view = await _view(api, task_id)
+    found = None if view.status.is_final else await task_progress(api.temporal, task_id)
+    if found is None:
+        raise Problem(
+            409, "no-workflow", f"task {task_id!r} is {view.status.value}, and no workflow of it runs; GET it instead"
+        )
+    return found
 
 
 @router.post("/{task_id}/cancel", status_code=202)

@@ -21,6 +21,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from api.problems import Problem, unavailable
 from messages.names import (
+    STATUS_QUERY,
     TASK_QUEUE,
     TASK_RUNNER,
     TASK_STATUS,
@@ -31,7 +32,7 @@ from messages.names import (
     task_workflow_id,
 )
 from messages.statuses import TaskStatus, TaskStep
-from messages.tasks import TaskInput
+from messages.tasks import TaskInput, TaskProgress
 
 RPC_SECONDS = 5.0
 WORKFLOW_TASK_TIMEOUT = timedelta(seconds=4)
@@ -89,6 +90,19 @@ async def cancel_task(client: Client, task_id: str) -> bool:
                 return False
             raise
     return True
+
+
+async def task_progress(client: Client, task_id: str) -> TaskProgress | None:
+    """Ask the task's workflow what it waits for; None where there is no such workflow. Raises a 503 problem."""
+    async with _answering(f"what task {task_id!r} waits for is not known: Temporal", "try again in a moment"):
+        try:
+            return await client.get_workflow_handle(task_workflow_id(task_id)).query(
+                STATUS_QUERY, result_type=TaskProgress, rpc_timeout=timedelta(seconds=RPC_SECONDS)
+            )
+        except RPCError as e:
+            if e.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
 
 
 async def require_worker(client: Client, host_id: str) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import codecs
 import json
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,20 +11,20 @@ from typing import Any, TypeVar
 
 import click
 
+from activities.threads import in_daemon_thread
 from cli import render
-from cli.client import ApiClient
-from cli.discovery import find_service
+from cli.client import ApiClient, Disconnected
+from cli.discovery import Service, find_service
 from cli.errors import CliError, Unreachable
+from cli.feed import TaskFeed
 from cli.follow import EMPTY_FOLDER, uses_empty_folder
 from cli.running import build_request, placed
 from messages.durations import format_duration
 from messages.names import result_branch
 from messages.settings import read_settings
-from messages.statuses import EventKind, TaskStatus
-from messages.views import TaskView
+from messages.views import BootLogEntry, EventView, TaskView
 
 _T = TypeVar("_T")
-_RECONNECTS = 10
 
 
 def call_api(call: Callable[[ApiClient], Awaitable[_T]]) -> _T:
@@ -76,55 +75,63 @@ def show(task_id: str, as_json: bool) -> None:
 
 def logs(task_id: str, follow: bool, as_json: bool) -> None:
     """Print a task's output, with ``follow`` until the task has ended and all of it is printed."""
-    offset = 0
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a character
+    end = 0
 
-    def write(piece: bytes) -> None:
-        nonlocal offset
-        if as_json:
-            click.echo(json.dumps({"offset": offset, "text": decoder.decode(piece)}))
-        else:
+    def write(offset: int, piece: bytes, *, final: bool = False) -> None:
+        nonlocal end
+        if not as_json:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
-        offset += len(piece)
+            return
+        held = len(decoder.getstate()[0])
+        end = offset + len(piece)
+        if text := decoder.decode(piece, final):
+            click.echo(json.dumps({"offset": offset - held, "text": text}))
 
-    async def copy(api: ApiClient) -> bool:
-        async for piece in api.output(task_id, offset=offset, follow=follow):
-            write(piece)
-        task = await api.task(task_id)
-        return not follow or (task.status.is_final and (task.session is None or offset >= task.session.output_bytes))
+    async def copy(api: ApiClient) -> None:
+        offset = 0
+        async for piece in api.output(task_id):
+            write(offset, piece)
+            offset += len(piece)
 
-    _until_done(copy, lambda: offset)
+    if follow:
+        _follow(task_id, lambda feed: feed.output(write))
+    else:
+        call_api(copy)
+    write(end, b"", final=True)
 
 
 def boot_log(task_id: str, follow: bool, as_json: bool) -> None:
     """Print the boot log of a task's workspace, with ``follow`` until the task has ended."""
-    after = 0
 
-    async def copy(api: ApiClient) -> bool:
-        nonlocal after
-        async for entry in api.boot_log(task_id, after=after, follow=follow):
-            after = entry.id
-            click.echo(entry.model_dump_json() if as_json else render.boot_log_entry(entry))
-        return not follow or (await api.task(task_id)).status.is_final
+    def show(entry: BootLogEntry) -> None:
+        click.echo(entry.model_dump_json() if as_json else render.boot_log_entry(entry))
 
-    _until_done(copy, lambda: after)
+    async def copy(api: ApiClient) -> None:
+        async for entry in api.boot_log(task_id):
+            show(entry)
+
+    if follow:
+        _follow(task_id, lambda feed: feed.boot_log(show))
+    else:
+        call_api(copy)
 
 
 def events(task_id: str, follow: bool, as_json: bool) -> None:
     """Print a task's events, with ``follow`` until the task has ended."""
-    after = 0
 
-    async def copy(api: ApiClient) -> bool:
-        nonlocal after
-        ended = False
-        async for event in api.events(task_id, after=after, follow=follow):
-            after = event.id
-            click.echo(event.model_dump_json() if as_json else render.event_line(event))
-            ended = event.kind is EventKind.TASK_STATUS and TaskStatus(event.current or "queued").is_final
-        return ended or not follow
+    def show(event: EventView) -> None:
+        click.echo(event.model_dump_json() if as_json else render.event_line(event))
 
-    _until_done(copy, lambda: after)
+    async def copy(api: ApiClient) -> None:
+        async for event in api.events(task_id, follow=False):
+            show(event)
+
+    if follow:
+        _follow(task_id, lambda feed: feed.events(show))
+    else:
+        call_api(copy)
 
 
 def diff(task_id: str, as_json: bool) -> None:
@@ -198,27 +205,22 @@ def show_template(name: str, as_json: bool) -> None:
         click.echo(f"# warning: {warning}")
 
 
-def _until_done(copy: Callable[[ApiClient], Awaitable[bool]], position: Callable[[], int]) -> None:
-    """Repeat ``copy``, each time with the service that is there then, until it says that it is done.
+def _follow(task_id: str, work: Callable[[TaskFeed], Awaitable[None]]) -> None:
+    """Do ``work`` with the feed of a task, which finds the service again where that goes away meanwhile."""
+    settings = read_settings()
+    service = find_service(settings)
 
-    A service that stops ends its streams early, and is waited for; one that never answered is not.
-    """
-    has_answered, failures = False, 0
-
-    async def watched(api: ApiClient) -> bool:
-        nonlocal has_answered
+    async def reconnect() -> Service:
         try:
-            return await copy(api)
+            return await in_daemon_thread(lambda: find_service(settings))
+        except Unreachable as e:
+            raise Disconnected(str(e)) from e
+
+    async def follow() -> None:
+        feed = TaskFeed(service, task_id, reconnect=reconnect)
+        try:
+            await work(feed)
         finally:
-            has_answered = has_answered or api.has_answered
+            await feed.close()
 
-    while True:
-        before = position()
-        try:
-            if call_api(watched):
-                return
-        except Unreachable:
-            if not has_answered or failures >= _RECONNECTS:
-                raise
-        failures = 0 if position() != before else failures + 1
-        time.sleep(min(0.1 * 2**failures, 5.0))
+    asyncio.run(follow())

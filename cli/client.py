@@ -1,7 +1,9 @@
 """The client side of the task API."""
 
+import contextlib
+import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -12,7 +14,7 @@ from pydantic import ValidationError
 from cli.discovery import Service
 from cli.errors import Refused, Unreachable, UsageError
 from messages.names import is_id
-from messages.tasks import TaskRequest
+from messages.tasks import TaskProgress, TaskRequest
 from messages.urls import without_user_info
 from messages.views import BootLogEntry, EventView, TaskPage, TaskView
 
@@ -23,7 +25,7 @@ _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
 
 _PROBLEM = "application/problem+json"
 
-_View = TypeVar("_View", TaskView, TaskPage)
+_View = TypeVar("_View", TaskView, TaskPage, TaskProgress)
 
 
 class Disconnected(Unreachable):
@@ -117,8 +119,22 @@ class ApiClient:
             async for line in answer.aiter_lines():
                 yield BootLogEntry.model_validate_json(line)
 
-    async def events(self, task_id: str, *, after: int = 0, follow: bool = True) -> AsyncIterator[EventView]:
-        """Yield what happened to a task since the event ``after``; with ``follow``, what happens until it has ended."""
+    async def progress(self, task_id: str) -> TaskProgress:
+        """Return what a task that runs waits for."""
+        return _read(TaskProgress, await self._call("GET", f"/api/tasks/{_checked(task_id)}/progress"))
+
+    async def events(
+        self,
+        task_id: str,
+        *,
+        after: int = 0,
+        follow: bool = True,
+        progress: Callable[[str], None] | None = None,
+    ) -> AsyncIterator[EventView]:
+        """Yield what happened to a task since the event ``after``; with ``follow``, what happens until it has ended.
+
+        ``progress`` is called with what the workspace says of how far its provisioning is, which is no transition.
+        """
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
         params = {"follow": "true" if follow else "false"}
         path = f"/api/tasks/{_checked(task_id)}/events"
@@ -131,8 +147,11 @@ class ApiClient:
                 elif line.startswith("data:"):
                     data.append(line[5:].removeprefix(" "))
                 elif not line and data:
-                    if kind != "progress":  # which is no transition
+                    if kind != "progress":
                         yield EventView.model_validate_json("\n".join(data))
+                    elif progress is not None:
+                        with contextlib.suppress(ValueError, KeyError, TypeError):
+                            progress(str(json.loads("\n".join(data))["text"]))
                     data, kind = [], ""
 
     async def _call(self, method: str, path: str, *, gives: str = "application/json", **options: Any) -> httpx.Response:

@@ -80,7 +80,9 @@ def _spawn(settings: Settings, home: Home, start: FileLock, progress: Progress) 
                     process.wait()
                     raise _error(report)
                 progress(report["progress"])
-        except BaseException:
+        except BaseException as e:
+            if isinstance(e, KeyboardInterrupt):
+                progress("Stopping the stack that was starting; once more to leave at once")
             process.terminate()
             process.wait()
             raise

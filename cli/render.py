@@ -32,8 +32,12 @@ def printable(text: str) -> str:
 
 def shorten(text: str, width: int) -> str:
     """Return ``text`` in one line of at most ``width`` characters."""
-    line = " ".join(printable(text).split())
-    return line if len(line) <= width else line[: max(width - 1, 0)] + "…"
+    return shorten_to(" ".join(printable(text).split()), width)
+
+
+def shorten_to(text: str, width: int) -> str:
+    """Return ``text`` as it is, cut after ``width`` characters."""
+    return text if len(text) <= width else text[: max(width - 1, 0)] + "…"
 
 
 def status_text(status: TaskStatus) -> str:

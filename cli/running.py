@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
@@ -14,8 +15,9 @@ from activities.threads import in_daemon_thread
 from cli import render
 from cli.client import ApiClient
 from cli.discovery import Service, embedded_service, service_of_others
-from cli.errors import CliError, UsageError
-from cli.follow import Follower
+from cli.display import Display, open_display
+from cli.errors import INTERRUPTED, CliError, UsageError
+from cli.follow import Follower, signals_to_leave
 from cli.home import FileLock, Home
 from cli.interrupts import interrupts_kept
 from cli.launch import is_only_user, join_stack, leave_stack
@@ -137,6 +139,7 @@ async def _follow_elsewhere(service: Service, request: TaskRequest, as_json: boo
     follower = Follower(
         service,
         request,
+        open_display(as_json=as_json),
         reconnect=reconnect,
         stack_ends_with_us=lambda: False,
         as_json=as_json,
@@ -148,22 +151,23 @@ async def _follow_elsewhere(service: Service, request: TaskRequest, as_json: boo
 def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> int:
     home = Home(settings.home)
     users = FileLock(home.users_lock)
-    users.shared()  # waits while the last run out stops its stack
+    display = open_display(as_json=as_json)
     started = False
 
     def join() -> Service:
         nonlocal started
-        joined = join_stack(settings, home, render.say, before_start=lambda: _check_here(settings, request))
+        joined = join_stack(settings, home, display.say, before_start=lambda: _check_here(settings, request))
         started = started or joined.started
         return joined.service
 
     async def reconnect() -> Service:
         return await in_daemon_thread(join)
 
-    async def follow() -> int:
+    async def follow(service: Service) -> int:
         follower = Follower(
             service,
             request,
+            display,
             reconnect=reconnect,
             stack_ends_with_us=lambda: started or _would_stop(home),
             as_json=as_json,
@@ -175,12 +179,36 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
             if _would_stop(home):
                 await _say_what_is_left(settings, own=request.id)
 
+    for number in signals_to_leave():
+        signal.signal(number, signal.default_int_handler)
+    interrupted = False
     try:
         with interrupts_kept():
+            users.shared()  # waits while the last run out stops its stack
             service = join()
-        return asyncio.run(follow())
+        code = asyncio.run(follow(service))
+        interrupted = code == INTERRUPTED
+    except KeyboardInterrupt:
+        code, interrupted = INTERRUPTED, True
     finally:
-        leave_stack(home, users, render.say)
+        interrupted = _leave(home, users, display, interrupted=interrupted)
+    return INTERRUPTED if interrupted else code
+
+
+def _leave(home: Home, users: FileLock, display: Display, *, interrupted: bool) -> bool:
+    """Leave the stack, with patience for the first interrupt of this run; return whether there was one by now."""
+
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+        display.say("Leaving as soon as the stack has stopped; once more to leave at once")
+
+    for number in signals_to_leave():
+        signal.signal(number, interrupt)
+    leave_stack(home, users, display.say)
+    return interrupted
 
 
 async def _say_what_is_left(settings: Settings, *, own: str | None) -> None:

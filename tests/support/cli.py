@@ -16,6 +16,8 @@ from tempfile import TemporaryDirectory
 
 PROGRAM = [sys.executable, "-m", "cli.main"]
 ROOT = Path(__file__).parents[2]
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of who was started in the background; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 

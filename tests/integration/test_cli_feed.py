@@ -1,0 +1,146 @@
+"""Following a task whose service goes away in the middle and comes back elsewhere: no gap, no repeat."""
+
+import asyncio
+
+import pytest
+
+from cli import feed as feed_module
+from cli.client import ApiClient, Disconnected
+from cli.discovery import Service
+from cli.errors import Refused, Unreachable
+from cli.feed import TaskFeed
+from messages.keys import Keyring
+from messages.statuses import TaskStatus
+from messages.tasks import TaskOutcome
+from messages.views import EventView
+from store.registry import Registry
+from tests.support.api import API_TOKEN, RunningApi, Workspace, eventually, serving
+
+pytest_plugins = ["tests.support.temporal", "tests.support.api"]
+
+DONE = TaskOutcome(status=TaskStatus.COMPLETED)
+
+
+class Follower:
+    """Follows events and output of a task, at whatever address stands in ``url`` when the service is lost."""
+
+    def __init__(self, url: str | None, task_id: str) -> None:
+        self.url = url
+        self.asked = asyncio.Event()
+        self.events: list[EventView] = []
+        self.pieces: list[tuple[int, bytes]] = []
+        self.progress: list[str] = []
+        self.news = asyncio.Condition()
+        self._feed = TaskFeed(Service(url or "", API_TOKEN), task_id, reconnect=self._reconnect)
+
+    async def _reconnect(self) -> Service:
+        self.asked.set()
+        if self.url is None:
+            raise Disconnected("nothing answers")
+        return Service(self.url, API_TOKEN)
+
+    async def run(self) -> None:
+        try:
+            await asyncio.gather(
+                self._feed.events(self.events.append, self.progress.append),
+                self._feed.output(lambda offset, piece: self.pieces.append((offset, piece))),
+            )
+        finally:
+            await self._feed.close()
+
+    @property
+    def output(self) -> bytes:
+        return b"".join(piece for _, piece in self.pieces)
+
+
+async def _append(api: RunningApi, workspace: Workspace, offset: int, text: str) -> None:
+    path = f"{api.url}/api/workspaces/{workspace.id}/sessions/{workspace.session}/output"
+    answer = await api.anyone.post(path, json={"offset": offset, "chunks": [text]}, headers=workspace.headers)
+    assert answer.status_code == 202
+
+
+async def test_a_service_that_comes_back_elsewhere_is_found_and_goes_on_where_it_was(
+    registry: Registry, temporal, keys: Keyring
+) -> None:
+    """S39: events and output, across two restarts, one of them while nothing answers for a while."""
+    await registry.tokens.add("tests", API_TOKEN)
+    async with serving(registry, temporal, keys) as first:
+        workspace = await first.with_session(await first.workspace())
+        task_id = workspace.task.task_id
+        follower = Follower(first.url, task_id)
+        following = asyncio.create_task(follower.run())
+        await _append(first, workspace, 0, "one ")
+        await eventually(lambda: _is(follower.output == b"one "))
+        follower.url = None
+    await follower.asked.wait()
+    async with serving(registry, temporal, keys) as second:
+        follower.url = second.url
+        await _append(second, workspace, 4, "two ")
+        await eventually(lambda: _is(follower.output == b"one two "))
+        follower.asked.clear()
+    await follower.asked.wait()
+    async with serving(registry, temporal, keys) as third:
+        follower.url = third.url
+        await _append(third, workspace, 8, "three")
+        await registry.tasks.finish(task_id, DONE)
+        async with asyncio.timeout(20):
+            await following
+    assert follower.output == b"one two three"
+    assert [offset for offset, _ in follower.pieces] == [0, 4, 8]
+    kept = [event.id for event in await registry.tasks.events(task_id)]
+    assert [event.id for event in follower.events] == kept
+
+
+async def _is(condition: bool) -> bool:
+    return condition
+
+
+async def test_what_a_workspace_says_of_its_provisioning_is_passed_on(api: RunningApi) -> None:
+    workspace = await api.workspace()
+    follower = Follower(api.url, workspace.task.task_id)
+    following = asyncio.create_task(follower.run())
+    await api.registry.workspaces.record_progress(workspace.id, 1, "Pulling 3 of 7 layers")
+    await eventually(lambda: _is(follower.progress == ["Pulling 3 of 7 layers"]))
+    await api.registry.tasks.finish(workspace.task.task_id, DONE)
+    async with asyncio.timeout(20):
+        await following
+
+
+async def test_who_never_had_an_answer_does_not_wait_for_one(api: RunningApi) -> None:
+    follower = Follower("http://127.0.0.1:1", "t-1")
+    with pytest.raises(Disconnected, match="no service answers"):
+        await follower.run()
+    assert not follower.asked.is_set()
+    with pytest.raises(Refused, match="no task"):
+        await Follower(api.url, "t-nobody").run()
+
+
+async def test_a_service_that_stays_away_is_given_up(
+    registry: Registry, temporal, keys: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed_module, "_PATIENCE_SECONDS", 0.3)
+    await registry.tokens.add("tests", API_TOKEN)
+    async with serving(registry, temporal, keys) as first:
+        workspace = await first.workspace()
+        follower = Follower(first.url, workspace.task.task_id)
+        following = asyncio.create_task(follower.run())
+        await eventually(lambda: _is(bool(follower.events)))
+        follower.url = None
+    with pytest.raises(Unreachable):
+        async with asyncio.timeout(20):
+            await following
+
+
+async def test_what_a_task_waits_for_is_asked_of_its_workflow(api: RunningApi) -> None:
+    """S41: and where no worker answers for it, or it has ended, that is said."""
+    workspace = await api.workspace()
+    path = f"/api/tasks/{workspace.task.task_id}/progress"
+    answer = await api.user.get(path)  # its queue has no worker
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:taskrunner:problem:unavailable")
+    await api.registry.tasks.finish(workspace.task.task_id, DONE)
+    answer = await api.user.get(path)
+    assert (answer.status_code, answer.json()["type"]) == (409, "urn:taskrunner:problem:no-workflow")
+    assert (await api.user.get("/api/tasks/t-nobody/progress")).status_code == 404
+    async with ApiClient(Service(api.url, API_TOKEN)) as client:
+        with pytest.raises(Refused, match="no workflow"):
+            await client.progress(workspace.task.task_id)
