@@ -7,8 +7,9 @@ import httpx
 
 from cli.errors import Unreachable
 from cli.home import StackRecord, read_record, read_token
+from messages.defaults import DEFAULT_API_URL
 from messages.names import SERVICE
-from messages.settings import DEFAULT_API_URL, Settings
+from messages.settings import Settings
 from messages.urls import without_user_info
 
 _ANSWER_TIMEOUT = httpx.Timeout(5.0)

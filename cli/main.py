@@ -8,10 +8,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 
 from cli.errors import INTERRUPTED, CliError
+from cli.terminal import wants_colours
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 VERSION = "0.2.0"
 
@@ -22,6 +27,7 @@ _COMMANDS = {
     "show": ("cli.commands.tasks:show", "Show one task, whole."),
     "logs": ("cli.commands.tasks:logs", "Print the output of a task's agent."),
     "diff": ("cli.commands.tasks:diff", "Print what a task's agent changed."),
+    "apply": ("cli.commands.results:apply", "Merge what a task's agent changed into the branch that you are on."),
     "events": ("cli.commands.tasks:events", "Print what happened to a task."),
     "cancel": ("cli.commands.tasks:cancel", "Cancel a task."),
     "templates": ("cli.commands.templates:templates", "List and show templates."),
@@ -31,15 +37,30 @@ _COMMANDS = {
     "migrate": ("cli.commands.services:migrate", "Bring the database to this release."),
     "doctor": ("cli.commands.doctor:doctor", "Check what is needed here, and say how to mend it."),
     "bench": ("cli.commands.bench:bench", "Measure what the parts of a task cost here."),
+    "completion": ("cli.commands.completion:completion", "Print the script that completes commands in your shell."),
 }
+
+_SECTIONS = {
+    "Tasks": ("run", "submit", "list", "show", "events", "cancel"),
+    "Results": ("logs", "diff", "apply"),
+    "Services": ("dev", "worker", "api", "migrate", "doctor", "bench"),
+}
+"""Under which heading the help lists a command; what stands under none comes last."""
 
 
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports one when it is called."""
 
-    def __init__(self, *args: object, commands_by_name: Mapping[str, tuple[str, str]], **kwargs: object) -> None:
+    def __init__(
+        self,
+        *args: object,
+        commands_by_name: Mapping[str, tuple[str, str]],
+        sections: Mapping[str, Sequence[str]] | None = None,
+        **kwargs: object,
+    ) -> None:
         super().__init__(*args, **kwargs)  # pyright: ignore[reportArgumentType]
         self._by_name = commands_by_name
+        self._sections = sections or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         """Name the commands in the order in which a reader meets them."""
@@ -54,9 +75,23 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        """Write the list of commands without importing any."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self._by_name.items()])
+        """Write the commands by their purpose, without importing any."""
+        others = [name for name in self._by_name if not any(name in names for names in self._sections.values())]
+        width = max(map(len, self._by_name))
+        for heading, names in (*self._sections.items(), ("More" if self._sections else "Commands", others)):
+            if names:
+                with formatter.section(heading):
+                    formatter.write_dl([(f"{name:<{width}}", self._by_name[name][1]) for name in names])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        """Complete the names of commands without importing any."""
+        from click.shell_completion import CompletionItem
+
+        if incomplete.startswith("-"):
+            return click.Command.shell_complete(self, ctx, incomplete)
+        return [
+            CompletionItem(name, help=text) for name, (_, text) in self._by_name.items() if name.startswith(incomplete)
+        ]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -75,6 +110,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     commands_by_name=_COMMANDS,
+    sections=_SECTIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(VERSION, prog_name="taskrunner")
@@ -95,7 +131,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if sys.stdout is None:
         return _fail("stdout is closed; redirect it, to /dev/null where nobody reads it", 2)
     try:
-        code = cli.main(args=args, prog_name="taskrunner", standalone_mode=False)
+        code = cli.main(args=args, prog_name="taskrunner", standalone_mode=False, color=wants_colours())
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.exceptions.NoArgsIsHelpError as e:
@@ -189,7 +225,7 @@ def _usage_line(error: click.UsageError) -> str:
 
 def _fail(text: str, code: int) -> int:
     line = " ".join(text.split())
-    click.echo(f"{click.style('error:', fg='red')} {line}", err=True)
+    click.echo(f"{click.style('error:', fg='red')} {line}", err=True, color=wants_colours())
     return code
 
 

@@ -22,7 +22,8 @@ from cli.errors import UsageError
 from cli.home import FileLock, Home, StackRecord
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
-from messages.settings import DEFAULT_API_URL, Settings, SettingsError
+from messages.defaults import DEFAULT_API_URL
+from messages.settings import Settings, SettingsError
 from messages.urls import without_user_info
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"

@@ -1,6 +1,5 @@
 """The environment, read once into one typed object."""
 
-import os
 import re
 import socket
 from pathlib import Path
@@ -10,19 +9,13 @@ from urllib.parse import urlsplit
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from messages.defaults import default_home
 from messages.explained import first_trouble
 from messages.names import HOST_PATTERN
-
-DEFAULT_API_URL = "http://127.0.0.1:8070"
 
 
 class SettingsError(Exception):
     """The environment cannot be used; the text names the variable and what it should be."""
-
-
-def _default_home() -> Path:
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "taskrunner"
 
 
 def _default_host_id() -> str:
@@ -40,7 +33,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TASKRUNNER_", env_ignore_empty=True, extra="ignore", frozen=True)
 
-    home: Path = Field(default_factory=_default_home)
+    home: Path = Field(default_factory=default_home)
     api_url: str | None = None
     api_token: SecretStr | None = None
     public_url: str | None = None

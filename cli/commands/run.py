@@ -4,13 +4,35 @@ from collections.abc import Callable
 
 import click
 
+from cli import completing
+
 _OPTIONS = (
     click.argument("prompt"),
-    click.option("--backend", metavar="BACKEND", help="Where the workspace lives: local or worktree."),
-    click.option("--template", metavar="NAME", help="The template to run from (see: taskrunner templates list)."),
-    click.option("--repo", metavar="PATH|URL", help="A git repository; by default the one you are in."),
+    click.option(
+        "--backend",
+        metavar="BACKEND",
+        shell_complete=completing.backends,
+        help="Where the workspace lives: local or worktree.",
+    ),
+    click.option(
+        "--template",
+        metavar="NAME",
+        shell_complete=completing.templates,
+        help="The template to run from (see: taskrunner templates list).",
+    ),
+    click.option(
+        "--repo",
+        metavar="PATH|URL",
+        shell_complete=completing.folders,
+        help="A git repository; by default the one you are in.",
+    ),
     click.option("--ref", metavar="REF", help="The commit, branch or tag to start from; by default HEAD."),
-    click.option("--agent", metavar="NAME", help="The agent in place of the template's, for example shell."),
+    click.option(
+        "--agent",
+        metavar="NAME",
+        shell_complete=completing.agents,
+        help="The agent in place of the template's, for example shell.",
+    ),
     click.option("--timeout", metavar="DURATION", help="How long the session may take, for example 90s or 2h."),
     click.option("--id", "task_id", metavar="ID", help="The task's id; the same id and request is the same task."),
     click.option(
@@ -39,7 +61,13 @@ def run(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
     Steps go to stderr, the agent's output to stdout. PROMPT is what the agent is told ("-" reads it from stdin). In a
     git repository the task works on a worktree of its HEAD and leaves its change on a branch; your checkout stays as it
     is. Where no service answers, the embedded stack runs for as long as it is needed, and Ctrl-C cancels the task.
-    """
+
+    \b
+    Examples:
+      taskrunner run 'make check'
+      taskrunner run --repo ~/project --ref main --timeout 30m - < prompt.txt
+      taskrunner run --json 'date > made' | jq -r .result.branch
+    """  # noqa: D301 (click's mark for lines to keep)
     from cli import running
     from messages.settings import read_settings
 

@@ -4,18 +4,29 @@ from pathlib import Path
 
 import click
 
+from cli import completing
 from cli.commands.run import task_options
 from messages.statuses import TaskStatus, TaskStep
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 follow_option = click.option("-f", "--follow", is_flag=True, help="Go on until the task has ended.")
-id_argument = click.argument("task_id", metavar="ID")
+id_argument = click.argument("task_id", metavar="ID", shell_complete=completing.task_ids())
+unfinished_id_argument = click.argument(
+    "task_id", metavar="ID", shell_complete=completing.task_ids("running", "queued")
+)
 
 
 @click.command()
 @task_options
 def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
-    """Submit a task and print its id. PROMPT "-" reads it from stdin."""
+    """Submit a task and print its id. PROMPT "-" reads it from stdin.
+
+    \b
+    Examples:
+      taskrunner submit 'make check'
+      taskrunner logs -f "$(taskrunner submit --repo ~/project 'make check')"
+      taskrunner submit --id build-1742 --template worktree - < prompt.txt
+    """  # noqa: D301
     from cli import asking
 
     asking.submit(as_json, env, **options)
@@ -30,7 +41,13 @@ def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
 @click.option("--cursor", metavar="CURSOR", help="Go on where an earlier list ended.")
 @as_json_option
 def list_tasks(as_json: bool, **filters: str | int | None) -> int:
-    """List tasks, newest first."""
+    """List tasks, newest first.
+
+    \b
+    Examples:
+      taskrunner list --status running
+      taskrunner list --json | jq -r '.tasks[].id'
+    """  # noqa: D301
     from cli import asking
 
     asking.list_tasks(as_json, **filters)
@@ -41,7 +58,13 @@ def list_tasks(as_json: bool, **filters: str | int | None) -> int:
 @id_argument
 @as_json_option
 def show(task_id: str, as_json: bool) -> int:
-    """Show one task, whole."""
+    """Show one task, whole.
+
+    \b
+    Examples:
+      taskrunner show t-1
+      taskrunner show t-1 --json | jq .workspace
+    """  # noqa: D301
     from cli import asking
 
     asking.show(task_id, as_json)
@@ -54,7 +77,16 @@ def show(task_id: str, as_json: bool) -> int:
 @click.option("--boot", is_flag=True, help="Print how its workspace came up instead: the newest 50 entries an attempt.")
 @as_json_option
 def logs(task_id: str, follow: bool, boot: bool, as_json: bool) -> int:
-    """Print the output of a task's agent, byte by byte (with --json: one object a piece)."""
+    """Print the output of a task's agent, byte by byte (with --json: one object a piece).
+
+    With -f it waits for a task that has not begun, and goes on where it was when the service was away.
+
+    \b
+    Examples:
+      taskrunner logs t-1 | tail
+      taskrunner logs -f t-1
+      taskrunner logs --boot t-1
+    """  # noqa: D301
     from cli import asking
 
     (asking.boot_log if boot else asking.logs)(task_id, follow, as_json)
@@ -66,7 +98,13 @@ def logs(task_id: str, follow: bool, boot: bool, as_json: bool) -> int:
 @follow_option
 @as_json_option
 def events(task_id: str, follow: bool, as_json: bool) -> int:
-    """Print what happened to a task, one line an event."""
+    """Print what happened to a task, one line an event.
+
+    \b
+    Examples:
+      taskrunner events t-1
+      taskrunner events -f t-1 --json | jq -r .current
+    """  # noqa: D301
     from cli import asking
 
     asking.events(task_id, follow, as_json)
@@ -83,8 +121,14 @@ def diff(task_id: str, bundle: Path | None, as_json: bool) -> int:
     """Print what a task's agent changed, as a patch for `git apply`.
 
     A change that is on no branch of yours, as of the backend local, is kept as a git bundle: save it with
-    --bundle FILE, then `git fetch FILE taskrunner/ID` gets its commits.
-    """
+    --bundle FILE, then `git fetch FILE taskrunner/ID` gets its commits. `taskrunner apply ID` does all of this.
+
+    \b
+    Examples:
+      taskrunner diff t-1
+      taskrunner diff t-1 | git apply --stat
+      taskrunner diff t-1 --bundle change.bundle
+    """  # noqa: D301
     from cli import asking
 
     if bundle is not None:
@@ -95,10 +139,16 @@ def diff(task_id: str, bundle: Path | None, as_json: bool) -> int:
 
 
 @click.command()
-@id_argument
+@unfinished_id_argument
 @as_json_option
 def cancel(task_id: str, as_json: bool) -> int:
-    """Cancel a task. Its change so far is kept and its workspace taken down; this does not wait for it."""
+    """Cancel a task. Its change so far is kept and its workspace taken down; this does not wait for it.
+
+    \b
+    Examples:
+      taskrunner cancel t-1
+      taskrunner cancel t-1 && taskrunner events -f t-1
+    """  # noqa: D301
     from cli import asking
 
     asking.cancel(task_id, as_json)

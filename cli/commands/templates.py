@@ -2,6 +2,7 @@
 
 import click
 
+from cli import completing
 from cli.commands.tasks import as_json_option
 from cli.main import LazyGroup
 
@@ -19,7 +20,13 @@ def templates() -> None:
 @click.command("list")
 @as_json_option
 def list_templates(as_json: bool) -> int:
-    """List the templates that the service knows."""
+    """List the templates that the service knows.
+
+    \b
+    Examples:
+      taskrunner templates list
+      taskrunner templates list --json | jq -r '.templates[].name'
+    """  # noqa: D301
     from cli import asking
 
     asking.list_templates(as_json)
@@ -27,10 +34,16 @@ def list_templates(as_json: bool) -> int:
 
 
 @click.command("show")
-@click.argument("name")
+@click.argument("name", shell_complete=completing.templates)
 @as_json_option
 def show_template(name: str, as_json: bool) -> int:
-    """Show one template and its provision timeout."""
+    """Show one template and its provision timeout.
+
+    \b
+    Examples:
+      taskrunner templates show worktree
+      taskrunner templates show worktree --json | jq .provision_timeout_seconds
+    """  # noqa: D301
     from cli import asking
 
     asking.show_template(name, as_json)

@@ -18,8 +18,9 @@ from cli.doctor.check import Check, Status, broken, not_needed, ok
 from cli.doctor.ports import check_ports
 from cli.doctor.service import check_service
 from cli.home import StackRecord, read_record, read_token
+from messages.defaults import DEFAULT_API_URL
 from messages.explained import first_trouble
-from messages.settings import DEFAULT_API_URL, Settings
+from messages.settings import Settings
 from messages.urls import without_user_info
 from workers.temporal_server import DEFAULT_PORT, DEFAULT_UI_PORT
 

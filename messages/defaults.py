@@ -1,0 +1,12 @@
+"""Where things are unless the environment says otherwise; apart from the settings, which take long to load."""
+
+import os
+from pathlib import Path
+
+DEFAULT_API_URL = "http://127.0.0.1:8070"
+
+
+def default_home() -> Path:
+    """Return the folder of the embedded stack's state; raise ``RuntimeError`` for a user without a home folder."""
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "taskrunner"
