@@ -28,8 +28,14 @@ _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 _IN_USE = "address already in use"
 _CHOICES = 5
 
-_DYNAMIC_CONFIG = ("system.enableActivityEagerExecution=true",)
-"""A worker that completes a step gets the next one in the same answer."""
+_DYNAMIC_CONFIG = (
+    # A worker that completes a step gets the next one in the same answer.
+    "system.enableActivityEagerExecution=true",
+    # The server has one shard, and would read its queues 20 times a second at most: each step of a task that comes
+    # while others are under way would wait 40 ms for its worker.
+    "history.transferProcessorMaxPollRPS=1000",
+    "history.timerProcessorMaxPollRPS=1000",
+)
 
 
 class PortInUse(StackError):
