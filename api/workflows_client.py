@@ -24,13 +24,10 @@ from messages.names import (
     STATUS_QUERY,
     TASK_QUEUE,
     TASK_RUNNER,
-    TASK_STATUS,
-    TASK_STEP,
-    WORKSPACE_BACKEND,
-    WORKSPACE_ID,
     host_task_queue,
     task_workflow_id,
 )
+from messages.search_attributes import TASK_STATUS, TASK_STEP, WORKSPACE_BACKEND, WORKSPACE_ID
 from messages.statuses import TaskStatus, TaskStep
 from messages.tasks import TaskInput, TaskProgress
 

@@ -1,4 +1,4 @@
-"""Names on the wire: ids, task queues, workflow types, signals, search attributes and what is derived from ids."""
+"""Names on the wire: ids, task queues, workflow types, signals and what is derived from ids."""
 
 import re
 import secrets
@@ -6,7 +6,6 @@ import uuid
 from typing import Annotated
 
 from pydantic import StringConstraints
-from temporalio.common import SearchAttributeKey
 
 ID_PATTERN = r"^[a-z0-9][a-z0-9-]{0,39}$"
 """Ids of tasks, workspaces and sessions; safe as a file name, a branch name, a container name and a DNS label."""
@@ -39,12 +38,6 @@ PROVISIONING_FAILED = "provisioning_failed"
 SESSION_FINISHED = "session_finished"
 WORKSPACE_LOST = "workspace_lost"
 STATUS_QUERY = "status"
-
-TASK_STATUS = SearchAttributeKey.for_keyword("TaskStatus")
-TASK_STEP = SearchAttributeKey.for_keyword("TaskStep")
-WORKSPACE_BACKEND = SearchAttributeKey.for_keyword("WorkspaceBackend")
-WORKSPACE_ID = SearchAttributeKey.for_keyword("WorkspaceId")
-SEARCH_ATTRIBUTES = (TASK_STATUS, TASK_STEP, WORKSPACE_BACKEND, WORKSPACE_ID)
 
 COMPUTE_MARKER = "TASKRUNNER_COMPUTE"
 """Environment variable that every process of a workspace carries: its value is the compute's name.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from activities.processes import find_carrying
-from messages.names import SEARCH_ATTRIBUTES
+from messages.search_attributes import SEARCH_ATTRIBUTES
 from workers.children import STACK_MARKER, Child, end_leftover, last_words
 from workers.errors import StackError
 

@@ -30,14 +30,13 @@ with workflow.unsafe.imports_passed_through():
         SESSION_FINISHED,
         STATUS_QUERY,
         TASK_RUNNER,
-        TASK_STATUS,
-        TASK_STEP,
         WORKSPACE_LOST,
         WORKSPACE_READY,
         compute_name,
         host_task_queue,
         session_id,
     )
+    from messages.search_attributes import TASK_STATUS, TASK_STEP
     from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost, WorkspaceReady
     from messages.statuses import FailureSource, Readiness, SessionStatus, TaskStatus, TaskStep, Verdict
     from messages.tasks import ProvisionFailure, TaskInput, TaskOutcome, TaskProgress, TaskResult

@@ -13,7 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from cli.doctor.check import PATIENCE_SECONDS, Check, broken, from_error, ok, warning
 from cli.doctor.programs import Programs, version_in
-from messages.names import SEARCH_ATTRIBUTES
+from messages.search_attributes import SEARCH_ATTRIBUTES
 from messages.urls import without_user_info
 from workers.client import client_config, connect
 from workers.errors import StackError

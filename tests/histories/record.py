@@ -21,7 +21,7 @@ from temporalio.testing import WorkflowEnvironment
 from messages import names
 from messages.activities import LastLook
 from messages.errors import ErrorType
-from messages.names import SEARCH_ATTRIBUTES
+from messages.search_attributes import SEARCH_ATTRIBUTES
 from messages.statuses import SessionStatus
 from tests.support.temporal import dev_server_path
 from tests.workflows.conftest import (

@@ -16,15 +16,12 @@ from api.templates import TemplateFolder
 from messages.keys import Keyring
 from messages.names import (
     TASK_QUEUE,
-    TASK_STATUS,
-    TASK_STEP,
-    WORKSPACE_BACKEND,
-    WORKSPACE_ID,
     host_task_queue,
     is_id,
     task_workflow_id,
 )
 from messages.sealed import SealedEnv, open_env
+from messages.search_attributes import TASK_STATUS, TASK_STEP, WORKSPACE_BACKEND, WORKSPACE_ID
 from messages.statuses import BackendKind, TaskStatus
 from messages.tasks import SavedResult, TaskInput, TaskOutcome
 from messages.templates import Template

@@ -8,7 +8,7 @@ import anyio
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.testing import WorkflowEnvironment
 
-from messages.names import SEARCH_ATTRIBUTES
+from messages.search_attributes import SEARCH_ATTRIBUTES
 from tests.support.temporal import dev_server_path
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "temporal" / "register-search-attributes.sh"

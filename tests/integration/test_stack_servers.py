@@ -19,7 +19,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 
 from activities.processes import identify, start_time
-from messages.names import SEARCH_ATTRIBUTES
+from messages.search_attributes import SEARCH_ATTRIBUTES
 from workers import postgres_programs
 from workers.children import STACK_MARKER, Child, end_leftover, wait_for_exit
 from workers.client import connect

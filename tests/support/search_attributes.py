@@ -4,7 +4,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest
 from temporalio.client import Client
 
-from messages.names import SEARCH_ATTRIBUTES
+from messages.search_attributes import SEARCH_ATTRIBUTES
 
 
 async def register_search_attributes(client: Client) -> None:
