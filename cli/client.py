@@ -21,7 +21,9 @@ from messages.views import BootLogEntry, EventView, TaskPage, TaskView
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
 """Event streams say something every 15 s, so one that is silent for three times as long is dead."""
-
+_QUIET_SECONDS = 60.0
+"""How long a stream of output may be silent, which says nothing of itself, before it is asked for anew: the connection
+may have died without a word."""
 
 _PROBLEM = "application/problem+json"
 
@@ -105,18 +107,21 @@ class ApiClient:
         return self._object(await self._call("GET", f"/api/templates/{_checked(name)}"), "template")
 
     async def output(self, task_id: str, *, offset: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
-        """Yield the output of a task's agent from ``offset`` (bytes) on; with ``follow`` until the task has ended."""
+        """Yield the output of a task's agent from ``offset`` (bytes) on; with ``follow`` until the task has ended.
+
+        May end before, where there is no output for a minute or the server stops.
+        """
         params = {"offset": offset, "follow": "true" if follow else "false"}
         async with self._stream(f"/api/tasks/{_checked(task_id)}/logs", params=params, gives="text/plain") as answer:
             async for piece in answer.aiter_raw():
                 yield piece
 
     async def boot_log(self, task_id: str, *, after: int = 0, follow: bool = False) -> AsyncIterator[BootLogEntry]:
-        """Yield the boot log after the entry ``after``; with ``follow`` until the task has ended."""
+        """Yield the boot log after the entry ``after``; with ``follow`` until the task has ended, or earlier."""
         params = {"after": after, "follow": "true" if follow else "false"}
         path = f"/api/tasks/{_checked(task_id)}/boot-log"
         async with self._stream(path, params=params, gives="application/x-ndjson") as answer:
-            async for line in answer.aiter_lines():
+            async for line in _lines(answer):
                 yield BootLogEntry.model_validate_json(line)
 
     async def progress(self, task_id: str) -> TaskProgress:
@@ -141,7 +146,7 @@ class ApiClient:
         async with self._stream(path, headers=headers, params=params, gives="text/event-stream") as answer:
             data: list[str] = []
             kind = ""
-            async for line in answer.aiter_lines():
+            async for line in _lines(answer):
                 if line.startswith("event:"):
                     kind = line[6:].strip()
                 elif line.startswith("data:"):
@@ -164,14 +169,19 @@ class ApiClient:
 
     @asynccontextmanager
     async def _stream(self, path: str, *, gives: str, **options: Any) -> AsyncGenerator[httpx.Response]:
-        # Following may be silent for long on purpose, so only the connection's own keep-alive comments bound it.
-        timeout = _STREAM_TIMEOUT if path.endswith("/events") else httpx.Timeout(None, connect=5.0)
+        speaks = path.endswith("/events")
+        timeout = _STREAM_TIMEOUT if speaks else httpx.Timeout(_QUIET_SECONDS, connect=5.0)
+        has_begun = False
         try:
             async with self._http.stream("GET", path, timeout=timeout, **options) as answer:
                 if answer.status_code >= 400:
                     await answer.aread()
                 self._raise_for(answer, gives)
+                has_begun = True
                 yield answer
+        except httpx.ReadTimeout as e:
+            if speaks or not has_begun:
+                raise self._away(e) from e
         except httpx.HTTPError as e:
             raise self._away(e) from e
 
@@ -214,6 +224,17 @@ class ApiClient:
         if code >= 500 or code in {408, 425, 429}:
             raise Disconnected(f"{self.service.shown_url} cannot answer now: {text}; try again later")
         raise (Refused if code in {404, 409} else UsageError)(text)
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[str]:
+    """Yield the lines of a stream: only a newline ends one, not what else Python takes for an end, such as U+2028."""
+    rest = b""
+    async for piece in answer.aiter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.decode("utf-8", "replace").removesuffix("\r")
+    if rest:
+        yield rest.decode("utf-8", "replace")
 
 
 def _is_of_type(answer: httpx.Response, media_type: str) -> bool:

@@ -2,13 +2,16 @@
 
 import asyncio
 
+import httpx
 import pytest
 
+from cli import client as client_module
 from cli import feed as feed_module
 from cli.client import ApiClient, Disconnected
 from cli.discovery import Service
 from cli.errors import Refused, Unreachable
 from cli.feed import TaskFeed
+from messages.errors import ErrorType
 from messages.keys import Keyring
 from messages.statuses import TaskStatus
 from messages.tasks import TaskOutcome
@@ -89,6 +92,81 @@ async def test_a_service_that_comes_back_elsewhere_is_found_and_goes_on_where_it
     assert [offset for offset, _ in follower.pieces] == [0, 4, 8]
     kept = [event.id for event in await registry.tasks.events(task_id)]
     assert [event.id for event in follower.events] == kept
+
+
+async def test_any_text_of_an_event_arrives_whole(api: RunningApi) -> None:
+    """S49: Python takes more characters for the end of a line than a stream of events does."""
+    error = "one\u2028two\u2029three\x85four\x0bfive\r\nsix"
+    workspace = await api.workspace()
+    outcome = TaskOutcome(status=TaskStatus.FAILED, error=error, error_type=ErrorType.INTERNAL)
+    await api.registry.tasks.finish(workspace.task.task_id, outcome)
+    follower = Follower(api.url, workspace.task.task_id)
+    async with asyncio.timeout(20):
+        await follower.run()
+    assert error in follower.events[-1].detail.values()
+
+
+class Relay:
+    """A way to a service on which connections may die without a word, as behind a router that forgot them."""
+
+    def __init__(self, url: str) -> None:
+        self._port = int(url.rpartition(":")[2])
+        self._alive = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def __aenter__(self) -> "Relay":
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+
+    def forget(self) -> None:
+        """Pass nothing on any more of the connections that there are."""
+        self._alive.set()
+        self._alive = asyncio.Event()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        forgotten = self._alive
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers |= {writer, back}
+        for source, target in ((reader, back), (there, writer)):
+            self._tasks.add(asyncio.create_task(self._copy(source, target, forgotten)))
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, forgotten: asyncio.Event) -> None:
+        while (data := await source.read(65536)) and not forgotten.is_set():
+            target.write(data)
+        if not forgotten.is_set():
+            target.close()
+
+
+async def test_a_connection_that_died_without_a_word_is_made_anew(
+    api: RunningApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S39: a laptop that slept, a router that forgot: nothing tells the follower of it."""
+    monkeypatch.setattr(client_module, "_QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(client_module, "_STREAM_TIMEOUT", httpx.Timeout(0.5))
+    workspace = await api.with_session(await api.workspace())
+    task_id = workspace.task.task_id
+    async with Relay(api.url) as relay:
+        follower = Follower(relay.url, task_id)
+        following = asyncio.create_task(follower.run())
+        await _append(api, workspace, 0, "one ")
+        await eventually(lambda: _is(follower.output == b"one "))
+        relay.forget()
+        await _append(api, workspace, 4, "two")
+        await api.registry.tasks.finish(task_id, DONE)
+        async with asyncio.timeout(20):
+            await following
+    assert follower.output == b"one two"
+    assert [event.id for event in follower.events] == [e.id for e in await api.registry.tasks.events(task_id)]
 
 
 async def _is(condition: bool) -> bool:
