@@ -120,6 +120,8 @@ class TaskRunner:
         """Carry the task through its life; see the class."""
         workflow.set_current_details(self._progress.describe())
         outcome = await self._carry_out()
+        if outcome.status is TaskStatus.FAILED:
+            self._progress.last_error = outcome.error
         outcome, release, leak = await self._release(outcome)
         if _cancel_requested():
             error = outcome.error if leak else _CANCELLED  # what could not be released is never hidden
@@ -292,7 +294,6 @@ class TaskRunner:
             if self._session.end is not None and self._session.end.status is not SessionStatus.INTERRUPTED:
                 return  # it did start: its end is known
             cause = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE)
-            self._progress.last_error = cause.error
             failure = None
             if cause.failure is not None or cause.type is ErrorType.WORKSPACE_UNREACHABLE:
                 failure = self._failure_of(cause, FailureSource.PROBE)
@@ -443,7 +444,6 @@ class TaskRunner:
         if is_cancelled_exception(e):
             raise e
         cause = cause_of(e, otherwise)
-        self._progress.last_error = cause.error
         failure = self._failure_of(cause, source)
         raise _Ended(failed(cause.type, cause.error, verdict=Verdict.FAILED, failure=failure)) from e
 
