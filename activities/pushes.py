@@ -50,13 +50,12 @@ async def push(remote: Remote, commit: str, branch: str, *, objects: Sequence[Pa
 
 
 async def _push(git: Git, remote: Remote, commit: str, branch: str) -> str:
+    # Where an earlier try's answer was lost, its commit is there under the name, and pushing it again changes nothing.
     there = await remote.list(f"refs/heads/{branch}*", options=("--heads",))
     name, number = branch, 1
     while there.get(f"refs/heads/{name}", commit) != commit:
         number += 1
         name = f"{branch}-{number}"
-    if f"refs/heads/{name}" in there:  # an earlier try's, whose answer was lost
-        return name
     arguments = ("--porcelain", "--no-verify", "--no-follow-tags", "--no-recurse-submodules")
     finished = await git.finish("push", *arguments, "--", remote.url, f"{commit}:refs/heads/{name}")
     if finished.returncode == 0:

@@ -154,8 +154,8 @@ class Remote:
             )
         if _NOT_THERE.search(said):
             return InvalidTask(
-                f"there is no git repository at {self.shown} ({line}); check the URL (a host may say so, too, where it "
-                "does not let us in)"
+                f"there is no git repository at {self.shown} ({line}); check the URL (some hosts say so "
+                "where access is missing, too)"
             )
         if _UNTRUSTED.search(said):
             return InvalidTask(f"the certificate of {self.shown} is not accepted ({line}); see git's http.sslCAInfo")

@@ -112,6 +112,26 @@ def commit_on(place: Place, name: str, content: str) -> str:
     return made
 
 
+async def test_tasks_that_share_a_mirror_keep_only_what_is_theirs(place: Place) -> None:
+    """S44"""
+    specs = [await place.begin()]
+    git(place.mirror, "update-ref", "refs/heads/taskrunner/t-other", str(specs[0].base_commit))
+    specs.append(await place.begin())
+    assert "taskrunner" not in git(place.checkout(specs[1]), "branch", "--remotes")
+    for spec in specs:
+        commit(place.checkout(spec), "own.txt", spec.compute.task_id)
+    for spec in specs:
+        kept = await place.end(spec)
+        assert kept is not None
+        assert kept.bundle is not None
+        (place.folder / "bundle").write_bytes(kept.bundle)
+        heads = [line.split()[1] for line in git(place.bare, "bundle", "list-heads", "../../bundle").splitlines()]
+        own = f"refs/heads/{result_branch(spec.compute.task_id)}"
+        # On local the agent's own branches come along; it has committed to main.
+        assert set(heads) - {"refs/heads/main"} == {own}
+        assert place.kind is BackendKind.LOCAL or heads == [own]
+
+
 async def test_no_change_leaves_nothing(place: Place) -> None:
     """S44"""
     spec = await place.begin(push=True)

@@ -90,6 +90,8 @@ async def test_two_tasks_at_once_fetch_once(place: Place) -> None:
     wanted = git(place.bare, "rev-parse", "main")
     await asyncio.gather(*(place.provide(wanted) for _ in range(4)))
     assert place.server.fetches == 1
+    asked = [request for request in place.server.requests if request.startswith("GET ")]
+    assert len(asked) == 2  # for the objects, and for the default branch's name
 
 
 async def test_a_commit_that_no_branch_leads_to_is_fetched_by_itself(place: Place) -> None:

@@ -134,6 +134,21 @@ async def test_what_may_get_better_is_tried_again(
     assert "did not answer within 0.5 s" in str(hanging)
 
 
+async def test_no_configuration_makes_git_start_a_program_in_place_of_a_transport(tmp_path: Path) -> None:
+    """S37"""
+    settings = {
+        "protocol.ext.allow": "always",
+        f"url.ext::sh -c touch% {tmp_path}/started% .insteadOf": "https://example.org/",
+    }
+    env = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for number, (key, value) in enumerate(settings.items()):
+        env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    refused = await failure("https://example.org/x", tmp_path, **env)
+    assert "transport 'ext' not allowed" in str(refused)
+    assert isinstance(refused, InvalidTask)
+    assert not (tmp_path / "started").exists()
+
+
 def test_git_is_given_what_it_needs_and_nothing_that_leads_it_astray() -> None:
     """S37"""
     kept = {
