@@ -17,6 +17,7 @@ from messages.names import is_id
 from messages.tasks import TaskProgress, TaskRequest
 from messages.urls import without_user_info
 from messages.views import BootLogEntry, EventView, TaskPage, TaskView
+from workers.errors import ASK_THE_DOCTOR
 
 _TIMEOUT = httpx.Timeout(30.0, connect=5.0)
 _STREAM_TIMEOUT = httpx.Timeout(45.0, connect=5.0)
@@ -191,7 +192,7 @@ class ApiClient:
             return self._not_ours()  # what answers does not even speak HTTP
         return Disconnected(
             f"no service answers at {self.service.shown_url} ({reason}); start one with: taskrunner dev, or correct"
-            " TASKRUNNER_API_URL; taskrunner doctor says what is missing"
+            f" TASKRUNNER_API_URL; {ASK_THE_DOCTOR}"
         )
 
     def _object(self, answer: httpx.Response, *keys: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from messages.defaults import DEFAULT_API_URL
 from messages.names import SERVICE
 from messages.settings import Settings
 from messages.urls import without_user_info
+from workers.errors import ASK_THE_DOCTOR
 
 _ANSWER_TIMEOUT = httpx.Timeout(5.0)
 
@@ -79,10 +80,7 @@ def find_service(settings: Settings) -> Service:
         return service
     service = default_service(settings)
     if service is None:
-        raise Unreachable(
-            f"no service answers for {settings.home}; start one with: taskrunner dev"
-            " (taskrunner doctor says what is missing)"
-        )
+        raise Unreachable(f"no service answers for {settings.home}; start one with: taskrunner dev; {ASK_THE_DOCTOR}")
     if service.token is None:
         raise Unreachable(
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"

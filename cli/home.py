@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from activities.processes import start_time
 from cli.errors import CliError, UsageError
+from workers.errors import ASK_THE_DOCTOR
 
 _TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What is no fault of the folder that was named."""
@@ -67,7 +68,9 @@ class Home:
         except OSError as e:
             if e.errno in _TROUBLE:
                 raise CliError(f"TASKRUNNER_HOME: {path} cannot be written: {e.strerror}") from e
-            raise UsageError(f"TASKRUNNER_HOME: {path} cannot be written ({e.strerror}); name a folder of yours") from e
+            raise UsageError(
+                f"TASKRUNNER_HOME: {path} cannot be written ({e.strerror}); name a folder of yours; {ASK_THE_DOCTOR}"
+            ) from e
 
     @property
     def log(self) -> Path:

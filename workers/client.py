@@ -9,7 +9,7 @@ from temporalio.envconfig import ClientConfig, ClientConnectConfig
 from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
 
 from messages.urls import without_user_info
-from workers.errors import StackError
+from workers.errors import ASK_THE_DOCTOR, StackError
 
 _USUAL_ADDRESS = "localhost:7233"
 
@@ -46,7 +46,7 @@ async def connect(address: str | None = None, *, lazy: bool = False) -> Client:
     except (RuntimeError, ValueError) as e:
         raise StackError(
             f"Temporal does not answer at {without_user_info(target)} ({without_user_info(_reason(e))}); "
-            "start it, or set TEMPORAL_ADDRESS (taskrunner doctor says what is missing)"
+            f"start it, or set TEMPORAL_ADDRESS; {ASK_THE_DOCTOR}"
         ) from e
 
 

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from workers.children import last_words
-from workers.errors import StackError
+from workers.errors import ASK_THE_DOCTOR, StackError
 
 GO_PACKAGE = "github.com/temporalio/cli/cmd/temporal@v1.5.1"
 """The newest version that ``go install`` can build (later ones need replace directives)."""
@@ -25,7 +25,7 @@ INSTALL_HINT = (
     "or point TASKRUNNER_TEMPORAL_BIN to it"
 )
 
-_HINT = f"{INSTALL_HINT}; taskrunner doctor says what is missing"
+_HINT = f"{INSTALL_HINT}; {ASK_THE_DOCTOR}"
 
 Progress = Callable[[str], None]
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from workers.errors import ASK_THE_DOCTOR
+
 PATIENCE_SECONDS = 3.0
 """How long a program or a server is waited for."""
 
@@ -60,5 +62,6 @@ def broken(name: str, found: str, problem: str, mend: str) -> Check:
 
 def from_error(name: str, found: str, error: Exception) -> Check:
     """Return what an error of one of our parts says: they all end with ``; `` and what to do."""
-    problem, _, mend = " ".join(str(error).split()).partition("; ")
+    text = " ".join(str(error).split()).removesuffix(f"; {ASK_THE_DOCTOR}")
+    problem, _, mend = text.partition("; ")
     return broken(name, found, problem, mend.removeprefix("run: ") or "taskrunner dev, whose log says more")

@@ -205,7 +205,9 @@ def test_a_temporal_binary_is_found_or_the_way_to_one_is_told(
 
 
 def test_a_temporal_that_is_away_or_mute_is_told(nobody: int, mute: int) -> None:
-    is_told(temporals.check_server(f"127.0.0.1:{nobody}"), Status.BROKEN, str(nobody), "TEMPORAL_ADDRESS")
+    away = temporals.check_server(f"127.0.0.1:{nobody}")
+    is_told(away, Status.BROKEN, str(nobody))
+    assert away.mend == "start it, or set TEMPORAL_ADDRESS"
     began = time.monotonic()
     is_told(temporals.check_server(f"127.0.0.1:{mute}", seconds=0.5), Status.BROKEN, str(mute), "0.5 s")
     assert time.monotonic() - began < 3
