@@ -109,7 +109,7 @@ def _broken(database: Path) -> StackError:
     return StackError(f"{database} is not a database that Temporal can use; move it away to start with an empty one")
 
 
-def _require_sqlite(database: Path) -> None:
+def require_sqlite(database: Path) -> None:
     """Raise ``StackError`` where a file is in the way that is no SQLite database."""
     try:
         with database.open("rb") as file:
@@ -156,7 +156,7 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
     The caller holds the stack's lock. Raises ``StackError``, :class:`AddressInUse` where other ports may help.
     """
     database = home / "temporal.db"
-    _require_sqlite(database)
+    require_sqlite(database)
     # Settings for clients would only confuse the server.
     env = {name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")}
     env[STACK_MARKER] = str(home)

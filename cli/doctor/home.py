@@ -18,6 +18,8 @@ from messages.keys import KeysError, load_keys
 from messages.settings import Settings
 from messages.timeouts import runtime_warning
 from workers.children import STACK_MARKER
+from workers.errors import StackError
+from workers.temporal_server import require_sqlite
 
 GB = 10**9
 LITTLE_BYTES = 5 * GB
@@ -108,11 +110,15 @@ def _user(uid: int) -> str:
 
 
 def check_stack(home: Path, record: StackRecord | None) -> Check:
-    """Check which stack runs on the home, and whether an earlier one left servers behind."""
+    """Check which stack runs on the home; where none does, what an earlier one left: its database, its servers."""
     if record is not None and record.is_alive:
         return ok("stack", f"runs (process {record.pid}, {record.api_url})")
     if is_locked(home / "stack.lock"):
         return ok("stack", "one is starting or stopping just now")
+    try:
+        require_sqlite(home / "temporal.db")
+    except StackError as e:
+        return from_error("stack", "none runs", e)
     left = find_carrying(STACK_MARKER, str(home))
     if left:
         pids = " ".join(str(process.pid) for process in left)

@@ -341,6 +341,9 @@ def test_servers_of_a_dead_stack_are_told(tmp_path: Path) -> None:
         host_id="h",
     )
     is_told(homes.check_stack(tmp_path, record), Status.OK, "none runs")
+    (tmp_path / "temporal.db").write_text("this is no database")
+    is_told(homes.check_stack(tmp_path, record), Status.BROKEN, "temporal.db", "move it away")
+    (tmp_path / "temporal.db").unlink()
     left = subprocess.Popen(["sleep", "1000"], env={**os.environ, STACK_MARKER: str(tmp_path)})
     try:
         is_told(homes.check_stack(tmp_path, record), Status.WARNING, f"kill {left.pid}")
