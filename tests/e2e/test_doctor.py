@@ -103,7 +103,8 @@ def test_nothing_that_hangs_holds_it_up_and_no_secret_is_shown(cli: Cli) -> None
             assert "hunter" not in finished.out
     for name in ("api", "postgresql", "temporal-server"):
         assert checks[name]["status"] == "broken", checks[name]
-        assert str(port) in checks[name]["found"]
+        # A machine so busy that nothing is left of the 5 s does not hear what the check itself would say.
+        assert str(port) in checks[name]["found"] or "did not end within" in checks[name]["problem"]
     assert cli.processes() == {}
 
 
