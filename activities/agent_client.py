@@ -84,9 +84,12 @@ class AgentClient:
             return health
         raise self._unexpected(response)
 
-    async def wait_until_ready(self, timeout_seconds: float, *, worth_waiting: Callable[[], Awaitable[bool]]) -> None:
-        """Return once the agent can take a session; raise :class:`WorkspaceUnreachable` with the last look's result.
+    async def wait_until_booted(
+        self, timeout_seconds: float, *, worth_waiting: Callable[[], Awaitable[bool]]
+    ) -> Health:
+        """Return the agent's last word on its start: it can take a session (``ok``), or never will (``failed``).
 
+        Raises :class:`WorkspaceUnreachable` with the last look's result where neither comes in time.
         ``worth_waiting`` is asked after each look that found nothing; its False ends the wait before the time is up.
         """
         loop = asyncio.get_running_loop()
@@ -96,9 +99,9 @@ class AgentClient:
             left = deadline - loop.time()
             try:
                 health = await self.health(timeout_seconds=max(0.1, left))
-                if health.status == "ok":
-                    return
-                last = WorkspaceUnreachable(f"{self._url} is {health.status}: {health.error or health.step or ''}")
+                if health.status in {"ok", "failed"}:
+                    return health
+                last = WorkspaceUnreachable(f"{self._url} is {health.status}: {health.step or 'no step named'}")
             except WorkspaceUnreachable as e:
                 last = e
             if loop.time() + pause >= deadline or not await worth_waiting():

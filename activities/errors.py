@@ -26,9 +26,10 @@ from typing import ClassVar
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, FailureError
 
+from messages.callbacks import log_tail
 from messages.errors import ErrorType
 from messages.statuses import FailureSource
-from messages.tasks import ProvisionFailure
+from messages.tasks import FailureDetail
 from store.errors import AttemptSuperseded, MigrationError, RegistryError, RegistryUnavailable
 
 
@@ -60,8 +61,7 @@ class BackendUnusable(ActivityFailure):
 class ProvisionFailed(ActivityFailure):
     """The attempt will never be ready.
 
-    ``detail`` is the end of the log that tells why. ``failure`` is filled in by the activity, which knows the attempt;
-    it travels as the error's only detail.
+    ``detail`` is the log that tells why; its last 8 KiB travel, with ``source``, as the error's only detail.
     """
 
     error_type = ErrorType.PROVISION_FAILED
@@ -70,11 +70,10 @@ class ProvisionFailed(ActivityFailure):
         super().__init__(text)
         self.source = source
         self.detail = detail
-        self.failure: ProvisionFailure | None = None
 
     def details(self) -> tuple[object, ...]:
-        """Return the failure, where it is known."""
-        return (self.failure,) if self.failure else ()
+        """Return who noticed, and the end of the log."""
+        return (FailureDetail(source=self.source, detail=log_tail(self.detail)),)
 
 
 class AttemptNotWanted(ActivityFailure):

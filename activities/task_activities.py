@@ -34,13 +34,12 @@ from messages.activities import (
     TaskActivities,
     WorkspaceHandle,
 )
-from messages.callbacks import log_tail
 from messages.keys import Keyring
 from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, host_task_queue, task_workflow_id
 from messages.sealed import CannotOpen, open_env
 from messages.signals import ProvisioningFailed, SessionFinished
 from messages.statuses import BackendKind, FailureSource, SessionStatus, TaskStep, Verdict, WorkspaceStatus
-from messages.tasks import ProvisionFailure, SavedResult, TaskInput
+from messages.tasks import SavedResult, TaskInput
 from messages.templates import how_to_install
 from messages.timeouts import resolve_provision_timeout
 from messages.tokens import mint_callback_token
@@ -58,6 +57,7 @@ SESSION_GRACE_SECONDS = 10.0
 DELIVERY_SECONDS = 10.0
 """How long the end of a stopped session waits for its output to reach the API."""
 
+_SAYS_FAILED = "the workspace agent says that it failed"
 _IN_USE = frozenset({WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED, WorkspaceStatus.RESTARTING})
 
 
@@ -163,9 +163,6 @@ class TaskActivitiesImpl(TaskActivities):
                 if self._on_provisioned:
                     await self._on_provisioned(backend.kind, compute)
                 return handle
-            except ProvisionFailed as e:
-                e.failure = _failure(request, e.source, str(e), e.detail)
-                raise
             except asyncio.CancelledError:
                 # Cut off (heartbeats lost, worker stopping), a successor adopts what is there. Cancelled, nobody would.
                 if (details := activity.cancellation_details()) and details.cancel_requested:
@@ -225,7 +222,13 @@ class TaskActivitiesImpl(TaskActivities):
                 return (await backend.inspect(compute)).alive
 
             try:
-                await agent.wait_until_ready(VERIFY_SECONDS, worth_waiting=alive)
+                health = await agent.wait_until_booted(VERIFY_SECONDS, worth_waiting=alive)
+                if health.status != "ok":
+                    raise ProvisionFailed(
+                        health.error or _SAYS_FAILED,
+                        source=FailureSource.PROBE,
+                        detail=(await backend.inspect(compute)).log_tail,
+                    )
                 await self._registry.sessions.record_starting(
                     request.session_id,
                     task_id=task.task_id,
@@ -240,7 +243,7 @@ class TaskActivitiesImpl(TaskActivities):
                 found = await backend.inspect(compute)
                 if found.alive:
                     raise
-                raise _gone(task, handle, found) from e
+                raise _gone(found) from e
             await self._registry.sessions.record_running(request.session_id)
 
     @activity.defn
@@ -381,7 +384,7 @@ class TaskActivitiesImpl(TaskActivities):
         if health.status == "booting":
             return LastLook(error=f"still booting: {health.step or 'no step named'}")
         found = await self._backend(handle.backend).inspect(_compute_of(handle))
-        return _hopeless(handle, health.error or "the workspace agent says that it failed", found)
+        return _hopeless(handle, health.error or _SAYS_FAILED, found)
 
     async def _save(self, backend: Backend, compute: Compute, request: ReleaseRequest) -> SavedResult | None:
         task_id = request.task.task_id
@@ -405,18 +408,6 @@ def _compute_of(handle: WorkspaceHandle) -> Compute:
     return Compute(workspace_id=handle.workspace_id, attempt=handle.attempt)
 
 
-def _failure(request: AttemptRequest, source: FailureSource, error: str, detail: str) -> ProvisionFailure:
-    return ProvisionFailure(
-        source=source,
-        backend=request.task.template.backend,
-        workspace_id=request.task.workspace_id,
-        attempt=request.attempt,
-        timeout_secs=request.preflight.provision_timeout_seconds,
-        error=error or "provisioning failed",
-        detail=log_tail(detail),
-    )
-
-
 def _hopeless(handle: WorkspaceHandle, error: str, found: Inspection) -> LastLook:
     failed = ProvisioningFailed(
         workspace_id=handle.workspace_id, attempt=handle.attempt, error=error, log_tail=found.log_tail
@@ -424,19 +415,10 @@ def _hopeless(handle: WorkspaceHandle, error: str, found: Inspection) -> LastLoo
     return LastLook(failed=failed, error=error)
 
 
-def _gone(task: TaskInput, handle: WorkspaceHandle, found: Inspection) -> ProvisionFailed:
+def _gone(found: Inspection) -> ProvisionFailed:
     """Return the failure of a workspace that ended too early: with its own log, not with our refused call."""
     error = f"The workspace ended by itself before its session was confirmed: {found.ending}."
-    gone = ProvisionFailed(error, source=FailureSource.EXIT, detail=found.log_tail)
-    gone.failure = ProvisionFailure(
-        source=FailureSource.EXIT,
-        backend=task.template.backend,
-        workspace_id=handle.workspace_id,
-        attempt=handle.attempt,
-        error=error,
-        detail=found.log_tail,
-    )
-    return gone
+    return ProvisionFailed(error, source=FailureSource.EXIT, detail=found.log_tail)
 
 
 def _ended(request: SessionRequest, status: SessionStatus, error: str) -> SessionFinished:

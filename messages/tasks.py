@@ -123,6 +123,16 @@ class ProvisionFailure(Message):
     detail: str = ""
 
 
+class FailureDetail(Message):
+    """What an activity attaches to the error of an attempt that will never be ready; the error's text says the rest.
+
+    Older activities attached a whole :class:`ProvisionFailure`, which can be read as this.
+    """
+
+    source: FailureSource
+    detail: str = ""
+
+
 class SavedResult(Message):
     """Where the change that an agent made is kept.
 

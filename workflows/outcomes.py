@@ -10,16 +10,16 @@ with workflow.unsafe.imports_passed_through():
     from messages.errors import ErrorType
     from messages.signals import SessionFinished
     from messages.statuses import SessionStatus, TaskStatus, Verdict
-    from messages.tasks import ProvisionFailure, TaskOutcome
+    from messages.tasks import FailureDetail, ProvisionFailure, TaskOutcome
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why an activity failed for good: kind, one sentence, and the failure that the activity attached, if it did."""
+    """Why an activity failed for good: kind, one sentence, and what the activity attached, if it did."""
 
     type: ErrorType
     error: str
-    failure: ProvisionFailure | None = None
+    attached: FailureDetail | None = None
 
 
 def cause_of(failure: ActivityError, otherwise: ErrorType) -> Cause:
@@ -38,9 +38,9 @@ def cause_of(failure: ActivityError, otherwise: ErrorType) -> Cause:
             return Cause(otherwise, f"{failure.activity_type} failed: {cause or failure}")
 
 
-def _attached(cause: ApplicationError) -> ProvisionFailure | None:
+def _attached(cause: ApplicationError) -> FailureDetail | None:
     try:
-        return ProvisionFailure.model_validate(cause.details[0]) if cause.details else None
+        return FailureDetail.model_validate(cause.details[0]) if cause.details else None
     except ValidationError:
         return None
 

@@ -39,7 +39,7 @@ with workflow.unsafe.imports_passed_through():
     from messages.search_attributes import TASK_STATUS, TASK_STEP
     from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost, WorkspaceReady
     from messages.statuses import FailureSource, Readiness, SessionStatus, TaskStatus, TaskStep, Verdict
-    from messages.tasks import ProvisionFailure, TaskInput, TaskOutcome, TaskProgress, TaskResult
+    from messages.tasks import FailureDetail, ProvisionFailure, TaskInput, TaskOutcome, TaskProgress, TaskResult
 
 from workflows import options
 from workflows.gates import ReadyGate, SessionGate
@@ -295,7 +295,7 @@ class TaskRunner:
                 return  # it did start: its end is known
             cause = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE)
             failure = None
-            if cause.failure is not None or cause.type is ErrorType.WORKSPACE_UNREACHABLE:
+            if cause.attached is not None or cause.type is ErrorType.WORKSPACE_UNREACHABLE:
                 failure = self._failure_of(cause, FailureSource.PROBE)
             raise _Ended(failed(cause.type, cause.error, verdict=Verdict.READY, failure=failure)) from e
 
@@ -448,9 +448,9 @@ class TaskRunner:
         raise _Ended(failed(cause.type, cause.error, verdict=Verdict.FAILED, failure=failure)) from e
 
     def _failure_of(self, cause: Cause, source: FailureSource) -> ProvisionFailure:
-        """Return the failure that the activity attached, or one made of its error."""
-        found = cause.failure
-        return self._failure(found.source, found.error, found.detail) if found else self._failure(source, cause.error)
+        """Return the attempt's failure; ``source`` is who noticed it where the activity attached nothing."""
+        found = cause.attached or FailureDetail(source=source)
+        return self._failure(found.source, cause.error, found.detail)
 
     def _cancelled(self) -> TaskOutcome:
         verdict = self._ready.decision.verdict if self._ready.decision else None

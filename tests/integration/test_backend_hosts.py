@@ -458,7 +458,7 @@ async def test_template_env_setup_and_heartbeat_reach_the_agent(
     spec = make_spec(task, git(repository, "rev-parse", "HEAD"), api_url=api.url)
     handle = await backend.provision(spec)
     async with httpx.AsyncClient() as client:
-        await AgentClient(client, handle.harness_url, TOKEN).wait_until_ready(20, worth_waiting=yes)
+        await AgentClient(client, handle.harness_url, TOKEN).wait_until_booted(20, worth_waiting=yes)
     assert (folder_of(home, spec.compute) / "checkout/made-by-setup").read_text() == "info\n"
     api.wait_for(lambda: any(c.kind == "ready" and c.workspace_id == task.workspace_id for c in api.accepted))
 

@@ -171,7 +171,7 @@ async def test_with_readiness_callback_the_agent_makes_the_checkout(
     spec = spec_of(repository, readiness=Readiness.CALLBACK, setup=("test -f README", "echo x > by-setup"))
     handle = await backend.provision(spec)
     async with httpx.AsyncClient() as client:
-        await AgentClient(client, handle.harness_url, TOKEN).wait_until_ready(20, worth_waiting=yes)
+        await AgentClient(client, handle.harness_url, TOKEN).wait_until_booted(20, worth_waiting=yes)
     assert (checkout_of(tmp_path, spec) / "by-setup").exists()
     kept = await backend.save_result(spec.compute, spec.base_commit)
     assert kept is not None

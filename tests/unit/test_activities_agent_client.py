@@ -74,18 +74,26 @@ async def no() -> bool:
 async def test_waiting_until_ready_outlasts_booting_and_names_the_last_look(agent: AgentClient, port: Port) -> None:
     booting = (503, {"status": "booting", "step": "setup[0]"})
     port.answers = [booting, (500, {}), booting, (200, {"status": "ok", "state": "ready"})]
-    await agent.wait_until_ready(5, worth_waiting=yes)
+    assert (await agent.wait_until_booted(5, worth_waiting=yes)).status == "ok"
     assert len(port.requests) == 4
     port.answers = [booting]
     with pytest.raises(WorkspaceUnreachable, match=r"booting: setup\[0\]"):
-        await agent.wait_until_ready(0.2, worth_waiting=yes)
+        await agent.wait_until_booted(0.2, worth_waiting=yes)
+
+
+async def test_an_agent_that_says_it_failed_is_not_waited_for(agent: AgentClient, port: Port) -> None:
+    """S14: that is its last word."""
+    port.answers = [(503, {"status": "failed", "error": "setup[0] exited with 1"})]
+    health = await agent.wait_until_booted(1000, worth_waiting=yes)
+    assert (health.status, health.error) == ("failed", "setup[0] exited with 1")
+    assert len(port.requests) == 1
 
 
 async def test_waiting_ends_at_once_where_it_is_not_worth_it(agent: AgentClient, port: Port) -> None:
     """S14"""
     port.answers = [(503, {"status": "booting", "step": "setup[0]"})]
     with pytest.raises(WorkspaceUnreachable):
-        await agent.wait_until_ready(1000, worth_waiting=no)
+        await agent.wait_until_booted(1000, worth_waiting=no)
     assert len(port.requests) == 1
 
 

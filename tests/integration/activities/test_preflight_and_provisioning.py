@@ -278,9 +278,8 @@ async def test_a_compute_that_cannot_be_made_fails_with_what_is_known(world: Wor
     preflight = (await world.preflight(task)).model_copy(update={"base_commit": "0" * 39 + "1"})
     request = AttemptRequest(task=task, attempt=1, preflight=preflight)
     error = await world.fails(world.activities.provision_workspace, request, ErrorType.PROVISION_FAILED)
-    [failure] = error.details
-    assert (failure.source, failure.attempt, failure.timeout_secs) == (FailureSource.PROVIDER, 1, 600)
-    assert failure.error == error.message
+    assert "000000001" in error.message
+    assert [detail.source for detail in error.details] == [FailureSource.PROVIDER]
 
 
 @pytest.mark.parametrize("kind", [BackendKind.LOCAL, BackendKind.WORKTREE])

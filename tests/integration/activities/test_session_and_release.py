@@ -169,6 +169,23 @@ async def test_an_agent_that_ended_at_its_start_fails_with_its_log_and_not_with_
     assert "refused" not in error.message
 
 
+async def test_an_agent_that_says_it_failed_is_believed_at_once_and_its_log_kept(
+    world: World, api: CallbackApi
+) -> None:
+    """S14: whatever signal or look took it for ready before."""
+    task = await world.submit(readiness=Readiness.CALLBACK, setup=("echo no uv here >&2; false",))
+    _, handle = await world.provision(task)
+    failed = ("provisioning-failed", task.workspace_id)
+    await asyncio.to_thread(api.wait_for, lambda: any((c[0], c[4]) == failed for c in api.accepted))
+    request = world.session(task, handle)
+    async with asyncio.timeout(5):
+        error = await world.fails(world.activities.create_session, request, ErrorType.PROVISION_FAILED)
+    assert "setup[0]" in error.message
+    [failure] = error.details
+    assert failure.source is FailureSource.PROBE
+    assert "no uv here" in failure.detail
+
+
 async def test_stopping_a_session_that_never_was_or_whose_workspace_is_gone(world: World) -> None:
     """S28"""
     task = await world.submit(prompt="sleep 1000")
