@@ -43,6 +43,10 @@ async def test_cancelling_during_an_activity_ends_cancelled_and_released(real_sc
         await handle.cancel()
         if step != "release_workspace":  # which a cancellation leaves alone
             await s.event("activity_task_cancel_requested")
+        if step in {"provision_workspace", "create_session"}:
+            # What is being made must be known, or gone, before it is released.
+            types = await s.event_types()
+            assert "activity_task_scheduled" not in types[types.index("activity_task_cancel_requested") :]
         go_on.set()
         with pytest.raises(WorkflowFailureError) as failure:
             await handle.result()

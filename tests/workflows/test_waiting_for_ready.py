@@ -13,7 +13,8 @@ from temporalio.exceptions import ApplicationError
 from messages import names
 from messages.activities import LastLook
 from messages.errors import ErrorType
-from messages.statuses import FailureSource, TaskStatus, Verdict
+from messages.statuses import BackendKind, FailureSource, TaskStatus, Verdict
+from messages.tasks import ProvisionFailure
 from tests.workflows.conftest import Scene, finished, lost, provisioning_failed, ready
 
 MakeScene = Callable[..., Scene]
@@ -121,6 +122,10 @@ async def test_a_signal_during_the_last_look_still_wins(scene: MakeScene) -> Non
         await s.environment.sleep(timedelta(seconds=601))
         await handle.signal(names.SESSION_FINISHED, finished(s.task))
         await handle.result()
+    assert s.world.calls.count("create_session") == 1
+    assert s.world.released is not None
+    assert s.world.released.outcome.verdict is Verdict.READY
+    assert s.world.released.outcome.failure is None
 
 
 async def test_a_last_look_that_no_worker_takes_does_not_hold_the_verdict_up(scene: MakeScene) -> None:
@@ -155,6 +160,34 @@ async def test_provisioning_failed_ends_the_wait_at_once_with_its_message_and_lo
     assert s.world.released.outcome.failure.error == "apt failed"
     assert s.world.released.outcome.failure.detail == "E: no space"
     assert s.world.calls.count("release_workspace") == 1
+
+
+@pytest.mark.parametrize("is_old", [False, True], ids=["now", "by an older worker"])
+async def test_what_an_activity_attaches_becomes_the_attempts_failure(scene: MakeScene, is_old: bool) -> None:
+    """S40, S42"""
+    s = scene(runtime_config={"provision_timeout_seconds": 77})
+    attached: dict[str, Any] = {"source": "provider", "detail": "E: no space"}
+    if is_old:
+        attached |= {"backend": "local", "workspace_id": "w", "attempt": 1, "timeout_secs": None, "error": "no disk"}
+
+    async def fails(_: Any) -> Any:
+        raise ApplicationError("no disk", attached, type=ErrorType.PROVISION_FAILED, non_retryable=True)
+
+    s.world.hooks["provision_workspace"] = fails
+    async with s.worker():
+        handle = await s.start()
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert s.world.released is not None
+    assert s.world.released.outcome.failure == ProvisionFailure(
+        source=FailureSource.PROVIDER,
+        backend=BackendKind.LOCAL,
+        workspace_id=s.task.workspace_id,
+        attempt=1,
+        timeout_secs=77,
+        error="no disk",
+        detail="E: no space",
+    )
 
 
 async def test_an_exit_before_ready_fails_at_once_with_the_log(scene: MakeScene) -> None:
@@ -209,8 +242,9 @@ async def test_the_original_deadline_holds_after_the_worker_was_off(scene: MakeS
             await handle.result()
     history = await handle.fetch_history()
     times = {e.WhichOneof("attributes"): e.event_time.ToDatetime() for e in history.events}
-    waited = times["timer_fired_event_attributes"] - times["timer_started_event_attributes"]
-    assert abs(waited - timedelta(seconds=600)) <= timedelta(seconds=5)
+    waited = times["workflow_execution_failed_event_attributes"] - times["timer_started_event_attributes"]
+    assert timedelta(seconds=600) <= waited <= timedelta(seconds=605)
+    assert (await s.event_types()).count("timer_started") == 1
 
 
 async def test_an_immediate_workspace_waits_for_nothing(scene: MakeScene) -> None:
