@@ -96,7 +96,10 @@ def test_nothing_that_hangs_holds_it_up_and_no_secret_is_shown(cli: Cli) -> None
         for more in ({}, elsewhere):
             began = perf_counter()
             finished = cli.run("doctor", "--docker", "--json", env={"PATH": str(tools), **more})
-            assert perf_counter() - began < 5.5, finished  # a busy machine may take a moment to start it
+            took = perf_counter() - began
+            cli.run("doctor", "--help")
+            busy = perf_counter() - began - took  # how long this machine takes just now to start and end a program
+            assert took < 5 + 4 * busy, finished
             checks = checks_of(finished, ok=False)
             assert checks["git"]["status"] == checks["docker"]["status"] == "broken"
             assert checks["agent-codex"]["status"] in {"ok", "not needed"}
