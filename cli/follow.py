@@ -56,6 +56,8 @@ class Follower:
         self._interrupts: asyncio.Queue[signal.Signals] = asyncio.Queue()
         self._output_is_closed = False
         self._exit_code = INTERRUPTED  # if it comes to that
+        self.left_at_once = False
+        """Whether we were told a second time to leave, so that nothing more may be waited for."""
 
     async def run(self) -> int:
         """Follow the task to its end and return the exit code."""
@@ -97,6 +99,7 @@ class Follower:
         cancelling = asyncio.create_task(self._cancel())
         try:
             if not await self._ends_before_interrupt(following):
+                self.left_at_once = True
                 self._display.close()
                 self._display.say(
                     f"Leaving. What is left of {self._id} is taken down when the stack runs again: taskrunner dev"

@@ -152,7 +152,7 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
     home = Home(settings.home)
     users = FileLock(home.users_lock)
     display = open_display(as_json=as_json)
-    started = False
+    started = left_at_once = False
 
     def join() -> Service:
         nonlocal started
@@ -164,6 +164,7 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
         return await in_daemon_thread(join)
 
     async def follow(service: Service) -> int:
+        nonlocal left_at_once
         follower = Follower(
             service,
             request,
@@ -176,7 +177,8 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
         try:
             return await follower.run()
         finally:
-            if _would_stop(home):
+            left_at_once = follower.left_at_once
+            if not left_at_once and _would_stop(home):
                 await _say_what_is_left(settings, own=request.id)
 
     for number in signals_to_leave():
@@ -191,7 +193,8 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
     except KeyboardInterrupt:
         code, interrupted = INTERRUPTED, True
     finally:
-        interrupted = _leave(home, users, display, interrupted=interrupted)
+        if not left_at_once:  # else the stack notices by itself that nobody is left
+            interrupted = _leave(home, users, display, interrupted=interrupted)
     return INTERRUPTED if interrupted else code
 
 
