@@ -18,6 +18,9 @@ from cli.terminal import wants_colours
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
+# httpx loads a command line of its own, a fifth of all that a command of ours loads, wherever rich is installed.
+sys.modules.setdefault("httpx._main", None)  # pyright: ignore[reportArgumentType] (what import takes for missing)
+
 VERSION = "0.2.0"
 
 _COMMANDS = {
