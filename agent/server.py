@@ -240,13 +240,10 @@ def _read_spec(body: dict[str, Any]) -> _Fields:
         raise Problem(400, "Bad request", "command must be a list of texts without NULs, the first not empty.")
     if not is_env(env):
         raise Problem(400, "Bad request", "env must map names to texts.")
-    timeout = None
-    if body.get("timeout_seconds") is not None:
-        timeout = _number(body, "timeout_seconds", 0.0, minimum=0.001)
     if_missing = body.get("if_missing", "")
     if not isinstance(if_missing, str):
         raise Problem(400, "Bad request", "if_missing must be a text.")
-    return _Fields(session_id, Spec(tuple(cast("list[str]", argv)), cast("dict[str, str]", env), timeout, if_missing))
+    return _Fields(session_id, Spec(tuple(cast("list[str]", argv)), cast("dict[str, str]", env), if_missing))
 
 
 def _number(body: dict[str, Any], key: str, default: float, *, minimum: float) -> float:

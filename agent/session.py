@@ -53,19 +53,17 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class Spec(NamedTuple):
     """What a session runs. The values of ``env`` may be secrets: they stay in memory.
 
-    ``timeout_seconds`` ends the session as failed; None leaves its end to others. ``if_missing`` is what to say where
-    there is no such program.
+    ``if_missing`` is what to say where there is no such program.
     """
 
     command: tuple[str, ...]
     env: dict[str, str]
-    timeout_seconds: float | None = None
     if_missing: str = ""
 
     @property
     def digest(self) -> str:
         """What tells one spec from another. The environment's values have no part: a repeat may bring renewed ones."""
-        parts = [list(self.command), sorted(self.env), self.timeout_seconds]
+        parts = [list(self.command), sorted(self.env)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -172,9 +170,7 @@ class Session(Lane):
         self._process = process
         seen = look_at(process.pid)
         self._update(durable=False, status="running", pid=process.pid, started=seen and seen.started, boot=boot_id())
-        threading.Thread(
-            target=self._follow, args=(process, read_end, spec.timeout_seconds), name=self.name, daemon=True
-        ).start()
+        threading.Thread(target=self._follow, args=(process, read_end), name=self.name, daemon=True).start()
 
     def recover(self) -> None:
         """Take over a session that an earlier run of the agent left running: end what is left of it, note its end."""
@@ -260,10 +256,10 @@ class Session(Lane):
         """See :meth:`Lane.ended`."""
         return self.record.delivered
 
-    def _follow(self, process: subprocess.Popen[bytes], output: int, timeout: float | None) -> None:
+    def _follow(self, process: subprocess.Popen[bytes], output: int) -> None:
         """Read the output until the program has ended, end what it left behind, and note how it ended."""
         try:
-            self._read(process, output, timeout)
+            self._read(process, output)
         except Exception as e:  # the session's end must be noted whatever happens here
             log(f"{self.name}: {type(e).__name__}: {e}")
             end_processes(self.members, 0)
@@ -282,11 +278,9 @@ class Session(Lane):
             status, error = "cancelled", "cancelled"
         elif ending == "interrupted":
             status, error = "interrupted", "the workspace agent was stopped while the session ran"
-        elif ending == "timed out":
-            status, error = "failed", f"ran longer than {timeout:g} s"
         self._end(status, code if code >= 0 else 128 - code, error)
 
-    def _read(self, process: subprocess.Popen[bytes], output: int, timeout: float | None) -> None:
+    def _read(self, process: subprocess.Popen[bytes], output: int) -> None:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
         def take(limit: int) -> int:
@@ -305,12 +299,10 @@ class Session(Lane):
             opened.callback(os.close, exited)
             poller = select.poll()
             poller.register(exited, select.POLLIN)
-            ends_at = None if timeout is None else time.monotonic() + timeout
             drained_at: float | None = None
             is_open = True
             while is_open or drained_at is None:
-                now = time.monotonic()
-                waits = [at - now for at in (ends_at, drained_at) if at is not None]
+                waits = [] if drained_at is None else [drained_at - time.monotonic()]
                 if is_open and drained_at is None and self._output.is_full:
                     # The API is away and the disk has taken enough: the program waits, as on any full pipe.
                     waits.append(0.5)
@@ -326,14 +318,9 @@ class Session(Lane):
                     with self._lock:
                         self._exited = True
                     drained_at = time.monotonic() + DRAIN_SECONDS
-                    ends_at = None
                     poller.unregister(exited)
                 if drained_at is not None and time.monotonic() >= drained_at:
                     break
-                if ends_at is not None and time.monotonic() >= ends_at:
-                    ends_at = None
-                    # In a thread of its own, because a program that is told to end may have much to say.
-                    threading.Thread(target=self.stop, args=(10.0, "timed out"), daemon=True).start()
             end_processes(self.members, LEFTOVER_GRACE_SECONDS)
             left = _LAST_READ_BYTES
             while is_open and left > 0 and (count := take(_READ_BYTES)) > 0:

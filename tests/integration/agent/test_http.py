@@ -50,10 +50,6 @@ def test_bad_requests_get_a_clear_4xx_and_start_nothing(make: Make) -> None:
         {**good, "env": {"A=B": "1"}},
         {**good, "env": {"": "1"}},
         {**good, "env": {"A": "\0"}},
-        {**good, "timeout_seconds": "1"},
-        {**good, "timeout_seconds": 0},
-        {**good, "timeout_seconds": True},
-        {**good, "timeout_seconds": float("nan")},
     ]
     for body in bad:
         answer = agent.request("POST", "/sessions", body)
