@@ -26,7 +26,10 @@ class PreflightRequest(Message):
 
 
 class Preflight(Message):
-    """What preflight resolved: where the attempt runs, how long it may take, and from which commit it starts."""
+    """What preflight resolved: where the attempt runs, how long it may take, and from which commit it starts.
+
+    ``base_commit`` is a full id, None where the workspace begins empty.
+    """
 
     host_id: str
     task_queue: str
@@ -46,7 +49,8 @@ class AttemptRequest(Message):
 class WorkspaceHandle(Message):
     """One attempt's compute: its name, the queue of those who can reach it, and where it answers HTTP.
 
-    ``agent``: our workspace agent answers at ``harness_url``; without it that is an image's own server.
+    ``harness_url``: scheme, host and port, with neither path nor slash at the end. ``agent``: our workspace agent
+    answers there; without it that is an image's own server.
     """
 
     workspace_id: Id
@@ -135,7 +139,10 @@ class TaskActivities(ABC):
     @activity.defn
     @abstractmethod
     async def look_once_more(self, handle: WorkspaceHandle) -> LastLook:
-        """At the deadline: look for a stored callback of this attempt, then probe the workspace for at most 3 s."""
+        """At the deadline: look for a stored callback of this attempt, then probe the workspace for at most 3 s.
+
+        Gets 5 s in all (30 s where the deadline is seen late). It may fail, which counts as having found nothing.
+        """
 
     @activity.defn
     @abstractmethod
@@ -148,7 +155,10 @@ class TaskActivities(ABC):
     @activity.defn
     @abstractmethod
     async def stop_session(self, request: SessionRequest) -> SessionFinished:
-        """End the session if it still runs and return how it ended, once its output is delivered or cannot be."""
+        """End the session if it still runs and return how it ended, once its output is delivered or cannot be.
+
+        Raises ``WORKSPACE_UNREACHABLE`` (retryable) where its agent lives and does not answer, or does not end it.
+        """
 
     @activity.defn
     @abstractmethod
@@ -156,7 +166,7 @@ class TaskActivities(ABC):
         """Record the verdict and the session's end, save what the agent changed, destroy the compute.
 
         Whatever part of the workspace exists is handled, none at all included.
-        Raises ``RESULT_NOT_SAVED`` (not retryable), and then keeps the workspace.
+        Raises ``RESULT_NOT_SAVED`` (not retryable), and then keeps the workspace, or ``NOT_REMOVED`` (retryable).
         """
 
     @activity.defn

@@ -92,7 +92,10 @@ class OutputBody(CallbackBody):
 
 
 class FinishedBody(CallbackBody):
-    """``POST /api/workspaces/{id}/sessions/{session_id}/finished``."""
+    """``POST /api/workspaces/{id}/sessions/{session_id}/finished``.
+
+    ``exit_code`` is what :class:`~messages.signals.SessionFinished` says of it.
+    """
 
     status: FinalSessionStatus
     exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None

@@ -23,7 +23,11 @@ class ProvisioningFailed(Message):
 
 
 class SessionFinished(Message):
-    """A session has ended, by itself or because it was told to."""
+    """A session has ended, by itself or because it was told to.
+
+    ``exit_code``: the program's; 128 + the signal's number where one killed it; 126 or 127 where it could not be
+    started, as a shell says it; None where its end was never seen (the workspace was lost, or its agent restarted).
+    """
 
     workspace_id: Id
     attempt: int

@@ -138,6 +138,8 @@ class SavedResult(Message):
 
     ``bundle`` tells that a git bundle stands in the registry. ``pushed_to`` is the URL (without a user) of the remote
     that ``branch`` was pushed to, ``push_error`` why it was not where it should have been.
+
+    Commits are full ids, ``repository_path`` is on the task's host, and a binary file has no lines that count.
     """
 
     branch: str
@@ -164,7 +166,7 @@ class TaskOutcome(Message):
 
 
 class TaskResult(Message):
-    """The result of a completed TaskRunner workflow."""
+    """The result of a completed TaskRunner workflow; ``exit_code`` is its session's."""
 
     task_id: Id
     exit_code: int | None = None

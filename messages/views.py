@@ -70,7 +70,7 @@ class WorkspaceView(View):
 
 
 class SessionView(View):
-    """A session as the registry knows it."""
+    """A session as the registry knows it; ``exit_code`` as :class:`~messages.signals.SessionFinished` says of it."""
 
     id: str
     attempt: int

@@ -66,7 +66,10 @@ class ReadyGate:
             self.failed(look.failed)
 
     def time_out(self, look: LastLook) -> None:
-        """Decide at the deadline, by what the last look found; whatever arrived during that look has won already."""
+        """Decide at the deadline, by what the last look found; whatever arrived during that look has won already.
+
+        A failure that belongs to another attempt is none of this one's: that is a time-out.
+        """
         self.looked(look)
         self._decide(Decision(Verdict.TIMED_OUT, FailureSource.PROVISION_TIMEOUT, look.error))
 

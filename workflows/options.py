@@ -55,7 +55,9 @@ LAST_LOOK = ActivityConfig(
 
 LATE_LOOK: ActivityConfig = {**LAST_LOOK, "schedule_to_close_timeout": timedelta(seconds=30)}
 """Where the deadline is seen late (Temporal or all workers were away), others are only coming back too."""
+
 LATE = timedelta(seconds=2)
+"""A deadline that is seen so long after its time counts as seen late."""
 
 CREATE_SESSION = ActivityConfig(
     schedule_to_close_timeout=timedelta(hours=1),

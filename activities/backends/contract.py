@@ -66,7 +66,11 @@ class WorkspaceSpec:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is there of a compute: whether anything exists, whether it lives, how it ended, its last 8 KiB of log."""
+    """What is there of a compute: whether anything exists, whether it lives, how it ended, its last 8 KiB of log.
+
+    ``exit_code`` is the agent's own: minus the signal's number where one killed it (a session's is 128 + that number),
+    None while it lives and where nobody saw its end.
+    """
 
     exists: bool
     alive: bool
