@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -191,6 +191,47 @@ async def test_an_immediate_workspace_is_not_waited_for(stack: Stack, repository
         if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED
     ]
     assert set(tries) == {1}
+
+
+@pytest.mark.usefixtures("worker")
+async def test_an_immediate_workspace_adds_less_than_50_ms_between_its_end_and_the_session(stack: Stack) -> None:
+    """S13: by the history's own timestamps. The best of several: a busy machine makes some slow, never one fast."""
+
+    async def waited() -> timedelta:
+        task = await stack.submit("true", backend="local")
+        await stack.completed(task)
+        ids: dict[int, str] = {}
+        at: dict[tuple[str, EventType.ValueType], datetime] = {}
+        async for event in stack.workflow(task).fetch_history_events():
+            scheduled, started = (
+                event.activity_task_scheduled_event_attributes,
+                event.activity_task_started_event_attributes,
+            )
+            ended = event.activity_task_completed_event_attributes
+            if event.event_type == EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
+                ids[event.event_id] = scheduled.activity_type.name
+            name = ids.get(started.scheduled_event_id or ended.scheduled_event_id, "")
+            at[name, event.event_type] = event.event_time.ToDatetime()
+        ready = at["provision_workspace", EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED]
+        return at["create_session", EventType.EVENT_TYPE_ACTIVITY_TASK_STARTED] - ready
+
+    assert min([await waited() for _ in range(5)]) < timedelta(milliseconds=50)
+
+
+@pytest.mark.usefixtures("worker")
+async def test_a_variable_that_is_missing_fails_the_task_within_a_second(stack: Stack, home: Path) -> None:
+    """S30: naming it, and nothing is made. The best of several, as above."""
+    template = stack.template(backend="local", required_env=["NOT_SET_ANYWHERE"])
+    took: list[timedelta] = []
+    for _ in range(3):
+        view = await stack.ended(await stack.submit("true", template=template))
+        assert view.status is TaskStatus.FAILED
+        assert "NOT_SET_ANYWHERE" in (view.error or "")
+        assert (view.workspace, view.session) == (None, None)
+        assert not folder_of(home, view).exists()
+        assert view.finished_at is not None
+        took.append(view.finished_at - view.created_at)
+    assert min(took) < timedelta(seconds=1)
 
 
 @pytest.mark.parametrize("prompt", ["echo hello", "sleep 1"])
