@@ -1,5 +1,5 @@
 # Everything is installed into this folder (.venv, .tools); only downloads that are worth keeping go to the user's cache.
-.PHONY: setup temporal run test test-pythons lint types bench format histories clean
+.PHONY: setup temporal run test test-pythons lint types bench format histories workspace-image clean
 
 PYTHON ?= python3
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
@@ -52,6 +52,12 @@ format: setup
 histories: setup  ## record workflow histories and the registry of this release, which every later one replays and upgrades
 	.venv/bin/python -m tests.histories.record
 	.venv/bin/python -m tests.releases.record
+
+IMAGE ?= taskrunner-workspace
+
+workspace-image: setup  ## the image of a container workspace, with the workspace agent in it
+	.venv/bin/python -c 'from pathlib import Path; from agent.build import build_zipapp; build_zipapp(Path("deploy/workspace/agent.pyz"))'
+	docker build --tag $(IMAGE) deploy/workspace
 
 clean:
 	rm -rf .venv .venv-3.* .tools .pytest_cache .ruff_cache .coverage*

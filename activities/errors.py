@@ -6,10 +6,12 @@
     ├── InvalidTask            the task cannot run as asked                 never retried
     ├── BackendUnusable        this host lacks something                    never retried
     ├── ProvisionFailed        the attempt will never be ready              never retried
+    │   └── ProvisionInterrupted   another try may bring it up              retried, MAX_TRIES in all
     ├── AttemptNotWanted       another attempt counts, or none any more     never retried
     ├── SessionRefused         the workspace agent said 4xx                 never retried
     ├── ResultNotSaved         the change could not be kept                 never retried
-    ├── RepositoryUnreachable  a repository's host is away            retried for about a minute
+    ├── RepositoryUnreachable  a repository's host is away                  retried for about a minute
+    ├── BackendAway            the service behind a backend is away         retried for as long as there is time
     ├── WorkspaceUnreachable   the workspace agent does not answer          retried, MAX_TRIES in all
     └── NotRemoved             compute could not be taken down (yet)        retried, MAX_TRIES in all
 
@@ -40,6 +42,8 @@ class ActivityFailure(Exception):
     retryable: bool = False
     pauses: ClassVar[tuple[float, ...]] = ()
     """Seconds before each further try, where the workflow's retry policy is not to say; as many tries as pauses."""
+    patient: ClassVar[bool] = False
+    """Whether tries are not counted: what is away comes back."""
 
     def details(self) -> tuple[object, ...]:
         """Return the details of the ApplicationError."""
@@ -76,6 +80,12 @@ class ProvisionFailed(ActivityFailure):
         return (FailureDetail(source=self.source, detail=log_tail(self.detail)),)
 
 
+class ProvisionInterrupted(ProvisionFailed):
+    """The attempt could not be brought up this time, for a reason that may pass."""
+
+    retryable = True
+
+
 class AttemptNotWanted(ActivityFailure):
     """The attempt is no longer the current one, or no longer wanted."""
 
@@ -100,6 +110,14 @@ class RepositoryUnreachable(ActivityFailure):
     error_type = ErrorType.REPOSITORY_UNREACHABLE
     retryable = True
     pauses = (1, 2, 4, 8, 15, 30)
+
+
+class BackendAway(ActivityFailure):
+    """The service behind a backend does not answer; what it runs may live on, and is found when it is back."""
+
+    error_type = ErrorType.UNAVAILABLE
+    retryable = True
+    patient = True
 
 
 class WorkspaceUnreachable(ActivityFailure):
@@ -130,7 +148,7 @@ def as_application_errors() -> Generator[None]:
     try:
         yield
     except ActivityFailure as e:
-        failures = _count_failure() if e.retryable else 0
+        failures = _count_failure() if e.retryable and not e.patient else 0
         again = e.retryable and failures < (len(e.pauses) + 1 if e.pauses else MAX_TRIES)
         pause = timedelta(seconds=e.pauses[failures - 1]) if again and e.pauses else None
         raise ApplicationError(

@@ -16,8 +16,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from activities.backends.contract import Compute, Inspection
 from activities.processes import ProcessId, open_pidfd
-from messages.names import WORKSPACE_LOST, task_workflow_id
-from messages.signals import WorkspaceLost
+from messages.names import PROVISIONING_FAILED, WORKSPACE_LOST, task_workflow_id
+from messages.signals import ProvisioningFailed, WorkspaceLost
 from messages.statuses import BackendKind
 from store.errors import RegistryUnavailable
 from store.registry import Registry
@@ -27,7 +27,8 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 30.0
 
-Announce = Callable[[Compute, WorkspaceLost], Awaitable[None]]
+Announce = Callable[[Compute, WorkspaceLost | ProvisioningFailed], Awaitable[None]]
+"""Tells a workspace's owner of its end, or that it will never be ready."""
 
 
 class WatchedBackend(Protocol):
@@ -124,7 +125,7 @@ class ProcessWatcher:
 
 
 def signal_owner(client: Client, registry: Registry) -> Announce:
-    """Return an ``announce`` that signals ``workspace_lost`` to the workflow that owns the workspace.
+    """Return an ``announce`` that signals the workflow that owns the workspace.
 
     While Temporal is away it is tried again, 1 s doubling to 30 s, for as long as the watcher is open.
     """
@@ -136,12 +137,13 @@ def signal_owner(client: Client, registry: Registry) -> Announce:
                 return state.owner_workflow_id
         return task_workflow_id(compute.task_id)
 
-    async def announce(compute: Compute, lost: WorkspaceLost) -> None:
+    async def announce(compute: Compute, news: WorkspaceLost | ProvisioningFailed) -> None:
+        signal = WORKSPACE_LOST if isinstance(news, WorkspaceLost) else PROVISIONING_FAILED
         pause = _FIRST_PAUSE_SECONDS
         while True:
             owner = await owner_of(compute)
             try:
-                await client.get_workflow_handle(owner).signal(WORKSPACE_LOST, lost)
+                await client.get_workflow_handle(owner).signal(signal, news)
                 return
             except (RPCError, RuntimeError, OSError) as e:  # a lazy client that cannot connect raises RuntimeError
                 if isinstance(e, RPCError) and e.status is RPCStatusCode.NOT_FOUND:

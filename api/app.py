@@ -13,10 +13,11 @@ from api.dependencies import ApiDependencies, Services
 from api.limits import BodyLimit, HostCheck
 
 
-def create_app(given: ApiDependencies, *, loopback: bool = False) -> FastAPI:
+def create_app(given: ApiDependencies, *, loopback: bool = False, callbacks_only: bool = False) -> FastAPI:
     """Return the application. While it runs (ASGI lifespan), kept callbacks are delivered.
 
     ``loopback`` tells that only this machine reaches it, proxies on it included: then Host headers are checked.
+    ``callbacks_only``: it answers workspaces and knows no other route.
     """
     services = Services(given)
 
@@ -30,20 +31,23 @@ def create_app(given: ApiDependencies, *, loopback: bool = False) -> FastAPI:
             deliverer.cancel()
             await asyncio.gather(deliverer, return_exceptions=True)
 
-    app = FastAPIOffline(
+    # Without its schema an app has no documentation either, and no files of its own for that.
+    app = (FastAPI if callbacks_only else FastAPIOffline)(
         title="taskrunner",
         version=version("taskrunner"),
         description="Submits tasks, follows them, and takes the callbacks of workspaces.",
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
+        openapi_url=None if callbacks_only else "/openapi.json",
     )
     app.state.services = services
     app.state.loopback = loopback
     problems.install(app)
-    for module in (health, metrics, callbacks, tasks, workspaces):
+    for module in (callbacks,) if callbacks_only else (health, metrics, callbacks, tasks, workspaces):
         app.include_router(module.router)
-    openapi.install(app, problems.ProblemBody)
+    if not callbacks_only:
+        openapi.install(app, problems.ProblemBody)
     app.add_middleware(BodyLimit)
     if loopback:
         app.add_middleware(HostCheck, names=given.allowed_hosts)

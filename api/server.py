@@ -67,16 +67,22 @@ class RunningServer:
 
 @contextlib.asynccontextmanager
 async def running(
-    given: ApiDependencies, host: str = "127.0.0.1", port: int = 8070, *, sock: socket.socket | None = None
+    given: ApiDependencies,
+    host: str = "127.0.0.1",
+    port: int = 8070,
+    *,
+    sock: socket.socket | None = None,
+    callbacks_only: bool = False,
 ) -> AsyncGenerator[RunningServer]:
     """Serve the API for as long as the context lasts; then end streams and finish what is under way.
 
-    ``sock`` is a bound socket to use in place of host and port, and is closed at the end. Raises ``OSError`` where the
-    address cannot be had.
+    ``sock`` is a bound socket to use in place of host and port, and is closed at the end. With ``callbacks_only`` no
+    other route is served. Raises ``OSError`` where the address cannot be had.
     """
     bound = sock or bind(host, port)
     url = url_of(bound)
-    app = create_app(given, loopback=ipaddress.ip_address(bound.getsockname()[0]).is_loopback)
+    loopback = ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+    app = create_app(given, loopback=loopback, callbacks_only=callbacks_only)
     services: Services = app.state.services
     server = _Server(
         uvicorn.Config(

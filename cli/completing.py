@@ -19,7 +19,7 @@ from messages.defaults import DEFAULT_API_URL, default_home
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-BACKENDS = ("local", "worktree")
+BACKENDS = ("local", "worktree", "container")
 AGENTS = ("shell", "claude-code", "codex", "gemini", "opencode")
 _ANSWER_SECONDS = 0.15
 _NAME = re.compile(r"^name:\s*[\"']?([a-z0-9][a-z0-9-]*)", re.MULTILINE)

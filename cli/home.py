@@ -98,13 +98,13 @@ class Home:
 
     def write_record(self, record: StackRecord) -> None:
         """Replace the record in one step."""
-        _replace(self.path / "stack.json", record.model_dump_json(indent=2) + "\n")
+        replace_file(self.path / "stack.json", record.model_dump_json(indent=2) + "\n")
 
     def make_token(self) -> str:
         """Return the API token of this home, made where there is no usable one."""
         if (token := read_token(self.path)) is None:
             token = f"tr_{secrets.token_urlsafe(32)}"
-            _replace(self.path / "api-token", token + "\n")
+            replace_file(self.path / "api-token", token + "\n")
         return token
 
 
@@ -125,7 +125,8 @@ def read_token(home: Path) -> str | None:
     return token if token.isascii() and token.isprintable() and " " not in token and token else None
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
+    """Replace a file of the home in one step."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from api import server
 from api.dependencies import ApiDependencies
 from api.templates import TemplateFolder
+from cli.doors import CallbackDoors
 from cli.home import Home, StackRecord
 from messages.keys import Keyring
 from messages.settings import Settings
@@ -51,13 +52,17 @@ async def running_services(
             ui_url=record.ui_url,
             allowed_hosts=settings.host_names,
         )
+        doors = CallbackDoors(given, home.path)
         host = HostSettings(
             host_id=settings.host_id,
             home=home.path,
             api_url=settings.public_url or record.api_url,
+            public_url=settings.public_url,
+            open_door=doors.open,
             environ=environ,
         )
         async with AsyncExitStack() as parts:
+            await parts.enter_async_context(doors)
             running: dict[str, asyncio.Task[None]] = {}
             for listener in listeners:
                 api = await parts.enter_async_context(server.running(given, sock=listener))

@@ -23,7 +23,7 @@ from cli.home import FileLock, Home, StackRecord
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from messages.defaults import DEFAULT_API_URL
-from messages.settings import Settings, SettingsError
+from messages.settings import Settings, SettingsError, is_loopback
 from messages.urls import without_user_info
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
@@ -137,7 +137,13 @@ def worker(settings: Settings) -> int:
 
     async def serve() -> None:
         api_url = settings.public_url or settings.api_url or DEFAULT_API_URL
-        host = HostSettings(host_id=settings.host_id, home=home.path, api_url=api_url)
+        host = HostSettings(
+            host_id=settings.host_id,
+            home=home.path,
+            api_url=api_url,
+            # Loopback, the default, is no way for others.
+            public_url=settings.public_url or (settings.api_url if not is_loopback(api_url) else None),
+        )
         client = await connect()
         async with (
             Registry.connect(database_url) as registry,

@@ -1,10 +1,20 @@
 """Templates: what a task runs on, in what, with which agent. Files of them are read by ``api/templates.py``."""
 
 import difflib
+import ipaddress
 from datetime import timedelta
+from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from messages.durations import Duration
 from messages.names import ENV_PATTERN, Id
@@ -13,7 +23,7 @@ from messages.statuses import BackendKind, Readiness
 EnvName = Annotated[str, StringConstraints(pattern=ENV_PATTERN, max_length=200)]
 PROMPT_PLACEHOLDER = "{prompt}"
 
-SUPPORTED_BACKENDS = (BackendKind.LOCAL, BackendKind.WORKTREE)
+SUPPORTED_BACKENDS = (BackendKind.LOCAL, BackendKind.WORKTREE, BackendKind.CONTAINER)
 """The backends of this release."""
 
 
@@ -114,6 +124,60 @@ class RuntimeConfig(Manifest):
     provision_timeout_seconds: Annotated[int, Field(gt=0, le=7 * 86_400)] | None = None
 
 
+class WorkspaceAgent(StrEnum):
+    """Where a container's workspace agent comes from.
+
+    ``mount``: ours is put into the image, which needs Python 3.9 or newer. ``image``: the image has it and starts it.
+    ``none``: the image answers HTTP on ``port`` by itself.
+    """
+
+    MOUNT = "mount"
+    IMAGE = "image"
+    NONE = "none"
+
+
+def _address(text: str) -> str:
+    return str(ipaddress.ip_address(text))
+
+
+class ContainerConfig(Manifest):
+    """What a workspace on ``container`` is made of, and what it may take.
+
+    cpus: how many. memory: bytes, or with ``k``, ``m``, ``g`` (of 1024). pids: processes and threads.
+    network: a Docker network that exists; None is the default bridge. command: in place of the image's own, only where
+    no workspace agent of ours is mounted. publish: the address of Docker's machine at which ports are published.
+    """
+
+    image: Annotated[str, StringConstraints(pattern=r"^[^\s-]\S*$", max_length=500)]
+    cpus: Annotated[float, Field(gt=0, le=1024)] | None = None
+    memory: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,18}[bkmgBKMG]?$")] | None = None
+    pids: Annotated[int, Field(gt=0, le=4_194_304)] = 4096
+    network: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)] | None = None
+    workspace_agent: WorkspaceAgent = WorkspaceAgent.MOUNT
+    command: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] | None = None
+    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    publish: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _memory_as_text(cls, data: Any) -> Any:
+        if isinstance(data, dict) and type(memory := cast("dict[str, Any]", data).get("memory")) is int:
+            return {**cast("dict[str, Any]", data), "memory": str(memory)}
+        return cast("Any", data)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.workspace_agent is WorkspaceAgent.MOUNT and self.command:
+            raise ValueError("command cannot be set where our agent is mounted, because that is what runs then")
+        if (self.workspace_agent is WorkspaceAgent.NONE) != (self.port is not None):
+            raise ValueError("port is where an image with workspace_agent: none answers HTTP: give both or neither")
+        if self.network in {"host", "none"}:
+            raise ValueError(
+                f"network {self.network!r} publishes no port; leave it out, or make one: docker network create"
+            )
+        return self
+
+
 class Template(Manifest):
     """A named manifest; every task runs from one."""
 
@@ -129,12 +193,18 @@ class Template(Manifest):
     session_timeout: Duration = timedelta(hours=2)
     heartbeat_interval: Duration = timedelta(seconds=15)
     push: bool = False
+    container: ContainerConfig | None = None
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.backend not in SUPPORTED_BACKENDS:
             known = ", ".join(SUPPORTED_BACKENDS)
             raise ValueError(f"backend {self.backend.value!r} is not available in this release; use one of: {known}")
+        if self.backend is BackendKind.CONTAINER:
+            if self.container is None:
+                raise ValueError("backend container needs the key container with an image: container: {image: …}")
+            if self.readiness is Readiness.IMMEDIATE:
+                raise ValueError("readiness 'immediate' is not for containers, which take a while; use callback")
         if self.setup and self.readiness is Readiness.IMMEDIATE:
             raise ValueError(
                 "setup needs readiness: callback or probe: an immediate workspace is used before setup has run"
@@ -145,7 +215,14 @@ class Template(Manifest):
 
     @property
     def effective_readiness(self) -> Readiness:
-        """How readiness is learned: as said, else ``callback`` where setup has to run first, else ``immediate``."""
+        """How readiness is learned: as said, else by what there is.
+
+        ``callback`` where setup has to run first and from containers (``probe`` where no agent of ours is in them),
+        else ``immediate``.
+        """
         if self.readiness is not None:
             return self.readiness
+        if self.backend is BackendKind.CONTAINER and self.container is not None:
+            bare = self.container.workspace_agent is WorkspaceAgent.NONE
+            return Readiness.PROBE if bare else Readiness.CALLBACK
         return Readiness.CALLBACK if self.setup else Readiness.IMMEDIATE

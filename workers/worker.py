@@ -3,23 +3,24 @@
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 from temporalio.client import Client
 from temporalio.worker import Worker
 
 from activities.agent_client import AgentClient
+from activities.backends.container import ContainerBackend
 from activities.backends.contract import Backend, Compute
-from activities.backends.host import HostBackend
 from activities.backends.local import LocalBackend
 from activities.backends.worktree import WorktreeBackend
-from activities.errors import WorkspaceUnreachable
+from activities.container_watcher import ContainerWatcher
+from activities.errors import ActivityFailure, WorkspaceUnreachable
 from activities.heartbeat import HeartbeatInterceptor
 from activities.task_activities import ActivitySettings, TaskActivitiesImpl
 from activities.watcher import ProcessWatcher, signal_owner
@@ -41,12 +42,16 @@ _HEARTBEAT_THROTTLE = timedelta(seconds=2)
 class HostSettings:
     """This host, the folder that its workspaces are in, and how they reach the API.
 
+    ``public_url``: how other machines and containers do, None where nobody said. ``open_door``: makes the API's
+    callback routes listen on an address of this host too and returns the port, where API and worker are one program.
     ``environ``: what ``required_env``, the provision timeout and the workspaces' environment are taken from.
     """
 
     host_id: str
     home: Path
     api_url: str
+    public_url: str | None = None
+    open_door: Callable[[str], Awaitable[int]] | None = None
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ), repr=False)
 
 
@@ -60,13 +65,34 @@ async def running_worker(
     """
     local = LocalBackend(host.home, environ=host.environ, host_id=host.host_id)
     worktree = WorktreeBackend(host.home, environ=host.environ, host_id=host.host_id)
-    backends: dict[BackendKind, Backend] = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}
+    container = ContainerBackend(
+        host.home,
+        environ=host.environ,
+        installation_id=keys.installation_id,
+        host_id=host.host_id,
+        public_url=host.public_url,
+        open_door=host.open_door,
+    )
+    backends: dict[BackendKind, Backend] = {
+        BackendKind.LOCAL: local,
+        BackendKind.WORKTREE: worktree,
+        BackendKind.CONTAINER: container,
+    }
+    announce = signal_owner(client, registry)
     watched = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}
     async with (
         # Workspaces are reached directly, whatever proxy the environment names for the rest of the world.
         httpx.AsyncClient(trust_env=False) as http,
-        ProcessWatcher(watched, signal_owner(client, registry)) as watcher,
+        ProcessWatcher(watched, announce) as processes,
+        ContainerWatcher(container, announce) as containers,
     ):
+
+        async def watch(kind: BackendKind, compute: Compute) -> None:
+            if kind is BackendKind.CONTAINER:
+                await containers.watch(compute)
+            else:
+                await processes.watch(kind, compute)
+
         impl = TaskActivitiesImpl(
             registry=registry,
             backends=backends,
@@ -74,14 +100,16 @@ async def running_worker(
             client=http,
             settings=ActivitySettings(host_id=host.host_id, api_url=host.api_url),
             environ=host.environ,
-            on_provisioned=watcher.watch,
+            on_provisioned=watch,
         )
         workers = [
             new_worker(client, host.host_id, TASK_QUEUE, all_of(impl), [TaskRunner]),
             new_worker(client, host.host_id, host_task_queue(host.host_id), all_of(impl)),
         ]
         runs = [asyncio.create_task(worker.run(), name="worker") for worker in workers]
-        greeting = asyncio.create_task(greet_workspaces(http, keys, (local, worktree)), name="greet workspaces")
+        greeting = asyncio.create_task(
+            greet_workspaces(http, keys, (local, worktree, container)), name="greet workspaces"
+        )
         first_end = asyncio.create_task(_first_end(runs), name="end of a worker")
         try:
             yield first_end
@@ -92,7 +120,15 @@ async def running_worker(
             await asyncio.gather(*runs, first_end, greeting, return_exceptions=True)
 
 
-async def greet_workspaces(http: httpx.AsyncClient, keys: Keyring, backends: Sequence[HostBackend]) -> None:
+class BackendWithAgents(Protocol):
+    """What a backend offers whose workspaces have agents that this host can speak to."""
+
+    async def agents(self) -> list[tuple[Compute, str]]:
+        """Return every workspace of this host and where its agent listens."""
+        ...
+
+
+async def greet_workspaces(http: httpx.AsyncClient, keys: Keyring, backends: Iterable[BackendWithAgents]) -> None:
     """Ask every agent of this host how it is: one that waits to report (nobody was there) then tries it at once."""
 
     async def greet(compute: Compute, url: str) -> None:
@@ -101,8 +137,8 @@ async def greet_workspaces(http: httpx.AsyncClient, keys: Keyring, backends: Seq
             await AgentClient(http, url, token).health()
 
     for backend in backends:
-        found = [(compute, backend.agent_url(compute)) for compute in await backend.list_owned()]
-        await asyncio.gather(*(greet(compute, url) for compute, url in found if url))
+        with contextlib.suppress(ActivityFailure):  # Docker is not there: nor is anybody to greet
+            await asyncio.gather(*(greet(compute, url) for compute, url in await backend.agents()))
 
 
 _STICKY_SECONDS = timedelta(seconds=2)

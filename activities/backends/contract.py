@@ -69,17 +69,21 @@ class Inspection:
     """What is there of a compute: whether anything exists, whether it lives, how it ended, its last 8 KiB of log.
 
     ``exit_code`` is the agent's own: minus the signal's number where one killed it (a session's is 128 + that number),
-    None while it lives and where nobody saw its end.
+    None while it lives and where nobody saw its end. A container's is what Docker says.
+    ``reason`` says how it ended in the backend's own words, empty where there are none.
     """
 
     exists: bool
     alive: bool
     exit_code: int | None = None
     log_tail: str = ""
+    reason: str = ""
 
     @property
     def ending(self) -> str:
         """How the workspace ended, in words."""
+        if self.reason:
+            return self.reason
         if not self.exists:
             return "it does not exist any more"
         if self.exit_code is None:

@@ -268,6 +268,11 @@ class HostBackend(Backend):
         port = _port(self._folder(compute))
         return f"http://127.0.0.1:{port}" if port else None
 
+    async def agents(self) -> list[tuple[Compute, str]]:
+        """Return every compute and where its agent listens."""
+        found = [(compute, self.agent_url(compute)) for compute in await self.list_owned()]
+        return [(compute, url) for compute, url in found if url]
+
     @property
     def _workspaces(self) -> Path:
         return self._home / "workspaces"

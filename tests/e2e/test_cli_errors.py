@@ -250,7 +250,7 @@ def test_templates_that_cannot_be_used_are_told_when_the_stack_starts_and_when_t
         stack.wait_for(r"(?m)^The template worse\.yaml cannot be used: not valid YAML", stream="err")
         refused(cli.run("submit", "--template", "odd", "x"), 2, "odd.yaml: backend: has to be one of")
         other = cli.run("submit", "--template", "other", "x")
-        refused(other, 2, "known: good, local, worktree; 2 files cannot be used: taskrunner templates list")
+        refused(other, 2, "known: container, good, local, worktree; 2 files cannot be used: taskrunner templates list")
         shown = cli.run("templates", "show", "good")
         assert "session_timeout: 1h30m\nheartbeat_interval: 15s\n" in shown.out, shown
         warning = "runtime 'hermez' is not known and sets no default timeout; did you mean 'hermes'?"

@@ -70,7 +70,7 @@ def test_the_commands_show_a_task_in_text_and_json(cli: Cli) -> None:
         assert ("listening", "completed") in [(entry["step"], entry["status"]) for entry in entries]
         assert cli.json("submit", "--id", "other", "true")["id"] == "other"
         templates = cli.json("templates", "list")
-        assert [template["name"] for template in templates["templates"]] == ["local", "worktree"]
+        assert [template["name"] for template in templates["templates"]] == ["container", "local", "worktree"]
         assert cli.json("templates", "show", "local")["provision_timeout_seconds"] == 600
         assert "provision timeout: 600 s" in cli.run("templates", "show", "local").out
 

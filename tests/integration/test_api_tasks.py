@@ -163,10 +163,9 @@ async def test_an_idempotency_key_stands_for_one_task(api: RunningApi) -> None:
         ({"prompt": "x" * 100_001}, 400, "prompt"),
         ({"prompt": None}, 400, "prompt"),
         ({"backend": "cloud"}, 400, "backend"),
-        ({"backend": "container"}, 422, "not available in this release"),
         ({"backend": "vm"}, 422, "not available in this release"),
         ({"backend": "worktree"}, 422, "needs a repository"),
-        ({"template": "nope"}, 422, "known: local, worktree"),
+        ({"template": "nope"}, 422, "known: container, local, worktree"),
         ({"template": "../../etc/passwd"}, 422, "no template"),
         ({"agent": "nope"}, 422, "known: shell"),
         ({"timeout": "soon"}, 400, "not a duration"),
@@ -402,7 +401,7 @@ async def test_a_bundle_is_there_where_the_change_is_in_one(api: RunningApi) -> 
 
 async def test_templates_are_listed_and_shown_with_their_timeout(api: RunningApi) -> None:
     listed = (await api.user.get("/api/templates")).json()
-    assert [template["name"] for template in listed["templates"]] == ["local", "worktree"]
+    assert [template["name"] for template in listed["templates"]] == ["container", "local", "worktree"]
     assert listed["broken"] == {}
     shown = (await api.user.get("/api/templates/worktree")).json()
     assert (shown["template"]["backend"], shown["readiness"]) == ("worktree", "immediate")

@@ -125,7 +125,7 @@ def test_ids_are_those_that_the_service_knows(env: dict[str, str]) -> None:
         assert offers(env, ["t-one", "t-two"], "show", "")
         assert offers(env, ["t-two"], "logs", "-f", "t-t")
         assert offers(env, ["t-one"], "cancel", "")
-        assert offers(env, ["from-the-service", "local", "worktree"], "run", "--template", "")
+        assert offers(env, ["container", "from-the-service", "local", "worktree"], "run", "--template", "")
         env["TASKRUNNER_API_TOKEN"] = "wrong"
         assert completed(env, "show", "") == []
 
@@ -137,7 +137,7 @@ def test_without_a_service_everything_else_is_completed(env: dict[str, str], tmp
     (folder / "broken.yaml").write_bytes(b"\xff[")
     env["TASKRUNNER_TEMPLATES"] = str(folder)
     assert completed(env, "show", "") == []
-    assert completed(env, "run", "--template", "") == ["local", "my-own", "worktree"]
+    assert completed(env, "run", "--template", "") == ["container", "local", "my-own", "worktree"]
     assert completed(env, "templates", "show", "my") == ["my-own"]
     assert completed(env, "templates", "") == ["list", "show"]
     assert completed(env, "run", "--agent", "sh") == ["shell"]

@@ -34,13 +34,14 @@ Answer = Callable[[Callback], Reply]
 class CallbackApi:
     """Replace ``answer`` at any time. ``received`` holds every request, ``accepted`` those answered with 2xx."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, *, host: str = "127.0.0.1") -> None:
         self.received: list[Callback] = []
         self.accepted: list[Callback] = []
         self.connections: set[tuple[str, int]] = set()
         self.answer: Answer = lambda _: Reply()
         self._changed = threading.Condition()
         self._open: set[socket.socket] = set()
+        self._host = host
         self._port = port
         self._server: ThreadingHTTPServer | None = None
 
@@ -53,7 +54,11 @@ class CallbackApi:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self._host}:{self._port}"
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     def start(self) -> None:
         api = self
@@ -104,7 +109,7 @@ class CallbackApi:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 pass
 
-        self._server = Server(("127.0.0.1", self._port), Handler)
+        self._server = Server((self._host, self._port), Handler)
         self._port = cast("tuple[str, int]", self._server.server_address)[1]
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 

@@ -21,6 +21,7 @@ def _resolve(folder: TemplateFolder, **request: Any) -> Any:
 def test_the_built_in_templates_are_there() -> None:
     folder = TemplateFolder()
     assert {t.name: (t.backend, t.effective_readiness) for t in folder.all()} == {
+        "container": (BackendKind.CONTAINER, Readiness.CALLBACK),
         "local": (BackendKind.LOCAL, Readiness.IMMEDIATE),
         "worktree": (BackendKind.WORKTREE, Readiness.IMMEDIATE),
     }
@@ -35,7 +36,7 @@ def test_a_folder_adds_to_them_and_a_change_is_seen(tmp_path: Path) -> None:
     file.write_text("name: mine\nbackend: local\nsession_timeout: 10m\n")
     assert folder.find("mine").session_timeout == timedelta(minutes=10)
     file.unlink()
-    with pytest.raises(TemplateError, match="known: local, worktree"):
+    with pytest.raises(TemplateError, match="known: container, local, worktree"):
         folder.find("mine")
 
 
@@ -67,7 +68,7 @@ def test_a_broken_file_is_named_with_its_reason_and_spoils_no_other(tmp_path: Pa
     (tmp_path / "good.yaml").write_text("name: good\nbackend: local\n")
     (tmp_path / "notes.txt").write_text("no template")
     folder = TemplateFolder(tmp_path)
-    assert [t.name for t in folder.all()] == ["good", "local", "worktree"]
+    assert [t.name for t in folder.all()] == ["container", "good", "local", "worktree"]
     assert list(folder.broken()) == ["broken.yml"]
     assert why in folder.broken()["broken.yml"]
     assert "\n" not in folder.broken()["broken.yml"]
@@ -90,7 +91,7 @@ def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
 def test_a_dangling_link_in_the_folder_is_reported_and_spoils_no_other(tmp_path: Path) -> None:
     (tmp_path / "gone.yaml").symlink_to(tmp_path / "nowhere")
     folder = TemplateFolder(tmp_path)
-    assert [t.name for t in folder.all()] == ["local", "worktree"]
+    assert [t.name for t in folder.all()] == ["container", "local", "worktree"]
     assert "cannot be read" in folder.broken()["gone.yaml"]
 
 

@@ -1,0 +1,196 @@
+"""The Docker daemon: how it is found, called without blocking, and what its errors mean.
+
+The ``docker`` SDK is loaded at the first use: a host without containers pays nothing for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import re
+import threading
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
+from urllib.parse import urlsplit
+
+from activities.errors import ActivityFailure, BackendAway, BackendUnusable, ProvisionFailed, ProvisionInterrupted
+from activities.files import to_its_end
+from messages.statuses import FailureSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+T = TypeVar("T")
+
+Sdk = Any
+"""The SDK's ``APIClient``, whose methods return what Docker's API returns: JSON."""
+
+CALL_SECONDS = 60
+_CONNECTIONS = 64
+_SAID_CHARS = 500
+_LOCAL_SCHEMES = frozenset({"unix", "http+unix", "npipe"})
+
+
+class Docker:
+    """One daemon. ``environ`` says which: ``DOCKER_HOST`` with its TLS variables, else the current Docker context."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = dict(environ)
+        self._client: Sdk = None
+        self._lock = threading.Lock()
+
+    async def call(self, work: Callable[[Sdk], T]) -> T:
+        """Run ``work`` in a thread, to its end; raise what :func:`explained` makes of an error that it knows.
+
+        An ``APIError`` that only the caller can judge comes through.
+        """
+        return await to_its_end(self.call_blocking, work)
+
+    def call_blocking(self, work: Callable[[Sdk], T], *, timeout: float | None = None) -> T:
+        """Do what :meth:`call` does, in this thread; with ``timeout`` (seconds) on a connection that waits so long."""
+        from docker.errors import APIError, DockerException
+        from requests.exceptions import RequestException
+
+        try:
+            if timeout is None:
+                return work(self._connected())
+            with contextlib.closing(self.connect(timeout=timeout)) as client:
+                return work(client)
+        except APIError:
+            raise
+        except (DockerException, RequestException, OSError) as e:
+            raise self._away(e) from e
+
+    def close(self) -> None:
+        """Close the connections; the next call opens new ones."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+            self._client = None
+
+    def connect(self, *, timeout: float | None = CALL_SECONDS) -> Sdk:
+        """Return a client of its own; ``timeout`` None waits for ever for an answer."""
+        from docker import APIClient
+
+        client: Sdk = APIClient
+        return client(version="auto", timeout=timeout, num_pools=_CONNECTIONS, **self._where())
+
+    @property
+    def address(self) -> str:
+        """Where the daemon is, as a URL."""
+        return str(self._where().get("base_url") or "unix:///var/run/docker.sock")
+
+    @property
+    def remote_host(self) -> str | None:
+        """The name of the machine that the daemon runs on; None where that is ours."""
+        parts = urlsplit(self.address)
+        if parts.scheme in _LOCAL_SCHEMES or not parts.hostname or is_loopback(parts.hostname):
+            return None
+        return parts.hostname
+
+    def _connected(self) -> Sdk:
+        with self._lock:
+            if self._client is None:
+                self._client = self.connect()
+            return self._client
+
+    def _where(self) -> dict[str, Any]:
+        from docker import ContextAPI
+        from docker.utils import kwargs_from_env
+
+        found = cast("dict[str, Any]", kwargs_from_env(environment=self._environ))
+        if not found.get("base_url") and not self._environ.get("DOCKER_HOST"):
+            with contextlib.suppress(Exception):  # a context that cannot be read: the usual socket
+                context: Any = ContextAPI.get_context(self._environ.get("DOCKER_CONTEXT") or None)
+                if context is not None and context.Host:
+                    found["base_url"] = context.Host
+                    if context.TLSConfig:
+                        found["tls"] = context.TLSConfig
+        if str(found.get("base_url") or "").startswith("ssh://"):
+            found["use_ssh_client"] = True  # the user's own ssh, with its keys and configuration
+        return found
+
+    def _away(self, e: BaseException) -> ActivityFailure:
+        text = str(e)
+        if "PermissionError" in text or "Permission denied" in text:
+            return BackendUnusable(
+                f"the worker may not use Docker's socket {self.address}: permission denied; add its user to the group "
+                "docker (usermod -aG docker USER) and start the worker again"
+            )
+        return BackendAway(
+            f"Docker does not answer at {self.address} ({reason_of(e)}); start it, or set DOCKER_HOST to where it is"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether ``host`` means the machine itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def reason_of(e: BaseException) -> str:
+    """Return the innermost reason of a failed connection, in a few words."""
+    text = str(e)
+    named = re.findall(r"(?:Error|Exception)\((?:\d+, )?['\"]([^'\"]+)['\"]", text)
+    return (named[-1] if named else text.splitlines()[0] if text else type(e).__name__)[:_SAID_CHARS]
+
+
+def said(e: Exception) -> str:
+    """Return what the daemon said, in one line."""
+    text = getattr(e, "explanation", None) or str(e)
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return " ".join(str(text).split())[:_SAID_CHARS]
+
+
+def status_of(e: Exception) -> int:
+    """Return the HTTP status of the daemon's answer; 0 where there was none."""
+    return int(getattr(e, "status_code", None) or 0)
+
+
+class Kept(TypedDict):
+    """What every failure says that is Docker's own: its words are the detail."""
+
+    source: FailureSource
+    detail: str
+
+
+_NO_PROGRAM = re.compile(r"executable file not found|no such file or directory|not a directory", re.IGNORECASE)
+_TAKEN = re.compile(r"port is already allocated|address already in use", re.IGNORECASE)
+_NO_PROGRAM_MAY_RUN = re.compile(r"permission denied|exec format error", re.IGNORECASE)
+
+
+def explained(e: Exception, *, doing: str, image: str, command: str = "") -> ProvisionFailed:
+    """Return what an error of the daemon means for the workspace that was being made; ``doing`` is what failed.
+
+    The one place that tells errors which may pass from those that stay.
+    """
+    text = said(e)
+    low = text.lower()
+    kept = Kept(source=FailureSource.PROVIDER, detail=text)
+    if "no space left on device" in low:
+        return ProvisionFailed(
+            f"{doing} failed: no space left on Docker's disk; free some (docker system df, docker system prune)", **kept
+        )
+    if _TAKEN.search(text):
+        return ProvisionInterrupted(f"{doing} failed: its port is taken ({text}); another one is tried", **kept)
+    if "network" in low and ("not found" in low or "could not be found" in low):
+        return ProvisionFailed(f"{doing} failed: {text}; see: docker network ls; correct container.network", **kept)
+    if "exec" in low or "oci runtime" in low or "runc" in low:
+        if _NO_PROGRAM.search(text):
+            return ProvisionFailed(
+                f"image {image} has no program {command!r} (exit code 127); correct the image, or container.command",
+                **kept,
+            )
+        if _NO_PROGRAM_MAY_RUN.search(text):
+            return ProvisionFailed(
+                f"image {image} cannot run {command!r} (exit code 126): {text}; make it executable, for this machine's "
+                "kind of processor",
+                **kept,
+            )
+    if status_of(e) >= 500:
+        return ProvisionInterrupted(f"{doing} failed: Docker said: {text}", **kept)
+    return ProvisionFailed(f"{doing} failed: Docker said: {text}; correct the template's container section", **kept)

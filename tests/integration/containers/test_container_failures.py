@@ -1,0 +1,160 @@
+"""Backend ``container``: every way in which it fails says what it is, is told apart from others, and leaves nothing."""
+
+import asyncio
+import gc
+import os
+from pathlib import Path
+
+import pytest
+
+from activities.backends.container import LATE_CREATE_SECONDS, ContainerBackend
+from activities.errors import (
+    BackendAway,
+    BackendUnusable,
+    ProvisionFailed,
+    ProvisionInterrupted,
+)
+from tests.integration.containers.conftest import Workshop
+from tests.support.docker import Daemon, build_image
+from tests.support.registry import Registry
+
+
+async def failure(backend: ContainerBackend, spec: object) -> ProvisionFailed:
+    with pytest.raises(ProvisionFailed) as failed:
+        await backend.provision(spec)
+    assert "\n" not in str(failed.value)
+    return failed.value
+
+
+@pytest.mark.parametrize(
+    ("image", "text"),
+    [
+        ("Not/A/Name:x", "'Not/A/Name:x' is no image's name"),
+        ("{registry}/missing:1", "cannot be found"),
+        ("{registry}/secret:1", "run docker login {registry} as the worker's user"),
+    ],
+)
+async def test_an_image_that_cannot_be_had(workshop: Workshop, registry: Registry, image: str, text: str) -> None:
+    """S34's preparation: what is missing is known before anything is made."""
+    spec = workshop.spec(image=image.format(registry=registry.address))
+    failed = await failure(workshop.backend(), spec)
+    assert text.format(registry=registry.address) in str(failed)
+    assert not failed.retryable
+
+
+async def test_a_registry_that_is_away_is_asked_again(workshop: Workshop) -> None:
+    failed = await failure(workshop.backend(), workshop.spec(image="127.0.0.1:9/some:1"))
+    assert isinstance(failed, ProvisionInterrupted)
+    assert "image 127.0.0.1:9/some:1 cannot be pulled" in str(failed)
+
+
+async def test_an_image_is_pulled_once_for_all_who_wait(workshop: Workshop, daemon: Daemon, registry: Registry) -> None:
+    name = registry.offer("tool", "1")
+    specs = [workshop.spec(image=name, container={"workspace_agent": "image"}) for _ in range(3)]
+    backend = workshop.backend()
+    told: list[str] = []
+
+    async def tell(text: str) -> None:
+        told.append(text)
+
+    try:
+        found = await asyncio.gather(*(backend._images.obtain(spec.template.container.image, tell) for spec in specs))
+        assert len({entry["Id"] for entry in found}) == 1
+        assert registry.manifests_served == 1
+        assert told
+        assert told[0].startswith(f"pulling image {name}")
+    finally:
+        daemon.client().remove_image(name)
+
+
+@pytest.mark.parametrize(
+    ("lines", "container", "text"),
+    [
+        ((), {"workspace_agent": "image"}, "No command specified"),
+        (("USER nobody-knows",), {}, "runs as user 'nobody-knows', and has no 'nobody-knows' in its /etc/passwd"),
+        ((), {"network": "not-there"}, "network not-there not found"),
+    ],
+    ids=["no-command", "no-user", "no-network"],
+)
+async def test_what_cannot_be_started(
+    workshop: Workshop, daemon: Daemon, lines: tuple[str, ...], container: dict, text: str
+) -> None:
+    """S23: nothing is left (see the fixture), and the same id works again."""
+    backend = workshop.backend()
+    spec = workshop.spec(image=build_image(daemon, *lines), container=container)
+    for _ in range(2):
+        failed = await failure(backend, spec)
+        assert text in str(failed)
+        assert not failed.retryable
+        assert not (await backend.inspect(spec.compute)).exists
+
+
+@pytest.mark.parametrize(
+    ("line", "container", "text"),
+    [
+        ('CMD ["/no/program"]', {"workspace_agent": "image"}, "'/no/program' (exit code 127): No such file"),
+        ('CMD ["/etc/passwd"]', {"workspace_agent": "image"}, "'/etc/passwd' (exit code 126): Permission denied"),
+        ("RUN rm /usr/bin/python3", {}, "'python3' (exit code 127): No such file or directory"),
+    ],
+    ids=["bad-command", "not-executable", "no-python"],
+)
+async def test_what_cannot_run_is_named(
+    workshop: Workshop, daemon: Daemon, line: str, container: dict, text: str
+) -> None:
+    """S14: whether it ends while it is started or right after."""
+    spec = workshop.spec(image=build_image(daemon, line), container=container)
+    backend = workshop.backend()
+    try:
+        await backend.provision(spec)
+        await asyncio.to_thread(daemon.client().wait, spec.compute.name)
+        said = (await backend.inspect(spec.compute)).ending
+    except ProvisionFailed as e:
+        said = str(e)
+    await backend.destroy(spec.compute)
+    assert text in said
+
+
+async def test_one_that_is_cancelled_leaves_nothing(workshop: Workshop) -> None:
+    """S26, S43: whenever it is cancelled, what its create call made goes."""
+    backend = workshop.backend()
+    for delay in (0.0, 0.05, 0.2, 0.4):
+        spec = workshop.spec()
+        provisioning = asyncio.create_task(backend.provision(spec))
+        await asyncio.wait([provisioning], timeout=delay)
+        if not provisioning.done():
+            provisioning.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await provisioning
+        else:
+            await backend.destroy(spec.compute)
+        assert not (await backend.inspect(spec.compute)).exists
+
+
+async def test_what_a_dead_worker_had_asked_for_is_looked_for_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S43: its container appears after the destroy has found nothing."""
+    monkeypatch.setattr("activities.backends.container.LATE_CREATE_SECONDS", 0.5)
+    assert LATE_CREATE_SECONDS > 0.5
+    backend, spec = workshop.backend(), workshop.spec()
+    folder = backend._folder(spec.compute)
+    folder.mkdir(parents=True)
+    backend._write(folder, backend._new_record(spec))
+    destroying = asyncio.create_task(backend.destroy(spec.compute))
+    await asyncio.wait([destroying], timeout=0.2)
+    await backend._containers.create(spec)
+    await destroying
+    assert not (await backend.inspect(spec.compute)).exists
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
+async def test_without_a_daemon_a_task_is_refused_at_once(workshop: Workshop, tmp_path: Path) -> None:
+    environ = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/docker.sock"}
+    backend, spec = workshop.backend(environ=environ), workshop.spec()
+    with pytest.raises(
+        BackendUnusable, match=r"Docker does not answer at \S+docker.sock .*start it, or set DOCKER_HOST"
+    ):
+        await backend.check(spec.task)
+    with pytest.raises(BackendAway):  # once it was there, it is waited for
+        await backend.provision(spec)
+    gc.collect()

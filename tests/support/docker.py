@@ -1,0 +1,203 @@
+"""A real Docker daemon for tests, with its own data, socket and bridge, and images that no registry is needed for."""
+
+import asyncio
+import hashlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import docker
+import pytest
+
+from activities.backends.container_files import Owner, pack_files
+from activities.backends.contract import Compute
+
+IMAGE = "taskrunner-test:python"
+_PACKAGES = ("python3", "perl-base")
+_SUITE = "bookworm"
+_LEFT_OUT = ("./usr/share/doc", "./usr/share/locale", "./usr/share/man", "./var/lib/apt", "./var/cache", "./dev")
+UNTIL_TOLD = "until [ -e /told ]; do sleep 0.1; done; echo no key found >&2; exit 3"
+"""A program of an image that runs until :func:`end`."""
+
+_READY = b"API listen on"
+
+
+class Daemon:
+    """A daemon of this test run. It can be killed and started again on the same data."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder = folder
+        self.socket = folder / "docker.sock"
+        self.host = f"unix://{self.socket}"
+        self.bridge = f"trtest{number}"
+        self.gateway = f"10.213.{number}.1"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._client: Any = None
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of whoever uses it."""
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("DOCKER_")}
+        return {**kept, "DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self.folder / "config")}
+
+    def client(self) -> Any:
+        """Return an untyped client of the daemon, closed with it."""
+        if self._client is None:
+            self._client = docker.APIClient(base_url=self.host, version="auto", timeout=60)
+        return self._client
+
+    def start(self, *options: str) -> None:
+        """Start it and return when it answers."""
+        argv = [
+            *("dockerd", "--data-root", f"{self.folder}/data", "--exec-root", f"{self.folder}/exec"),
+            *("--pidfile", f"{self.folder}/pid", "--host", self.host, "--bridge", self.bridge),
+            *options,
+        ]
+        self.process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
+        said = []
+        assert self.process.stderr
+        for line in self.process.stderr:
+            said.append(line)
+            if _READY in line:
+                break
+        else:
+            self.process.stderr.close()
+            raise AssertionError(f"dockerd did not start: {b''.join(said[-20:]).decode(errors='replace')}")
+        threading.Thread(target=_drain, args=(self.process.stderr,), daemon=True).start()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """End it: in good order, or with SIGKILL as in a crash, which leaves containers running."""
+        assert self.process
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        self.process.send_signal(number)
+        self.process.wait(60)
+        self._forget_pids()
+        self.process = None
+
+    def _forget_pids(self) -> None:
+        """Remove what a killed daemon has left: where nobody reaps its zombies, they would pass for living ones."""
+        for path in (self.folder / "pid", self.folder / "exec/containerd/containerd.pid"):
+            path.unlink(missing_ok=True)
+
+
+def _drain(stream: Any) -> None:
+    with stream:
+        for _ in stream:
+            pass
+
+
+def why_not() -> str | None:
+    """Return why no daemon can be started here; None where one can."""
+    if os.geteuid() != 0:
+        return "a Docker daemon of its own needs root"
+    for program in ("dockerd", "containerd", "runc", "iptables", "ip", "debootstrap"):
+        if shutil.which(program) is None:
+            return f"{program} is not installed (apt-get install docker.io iptables iproute2 debootstrap)"
+    return None
+
+
+@contextmanager
+def running_daemon() -> Iterator[Daemon]:
+    """A daemon with nothing in it, for as long as the context lasts."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with tempfile.TemporaryDirectory(prefix="tr-docker-", ignore_cleanup_errors=True) as folder, _bridge() as number:
+        daemon = Daemon(Path(folder), number)
+        (Path(folder) / "config").mkdir()
+        daemon.start()
+        try:
+            yield daemon
+        finally:
+            if daemon.process:
+                daemon.stop()
+            _unmount(folder)
+
+
+@contextmanager
+def _bridge() -> Iterator[int]:
+    """A bridge that no other daemon of this machine uses."""
+    for number in range(1, 255):
+        name = f"trtest{number}"
+        if subprocess.run(["ip", "link", "add", name, "type", "bridge"], capture_output=True, check=False).returncode:
+            continue
+        try:
+            subprocess.run(["ip", "addr", "add", f"10.213.{number}.1/24", "dev", name], check=True)
+            subprocess.run(["ip", "link", "set", name, "up"], check=True)
+            yield number
+        finally:
+            subprocess.run(["ip", "link", "delete", name], check=True)
+        return
+    raise AssertionError("no bridge can be made")
+
+
+def _unmount(folder: str) -> None:
+    """Unmount what a daemon that was killed has left mounted."""
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in sorted((mount for mount in mounts if mount.startswith(folder)), reverse=True):
+        subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
+
+
+def base_tree() -> Path:
+    """Return a tar of a small Debian with Python, built from packages once and then kept in the cache."""
+    recipe = hashlib.sha256(repr((_SUITE, _PACKAGES, _LEFT_OUT)).encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "taskrunner" / "images"
+    target = cache / f"debian-python-{recipe}.tar"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="tr-image-") as folder:
+            tree = Path(folder, "tree")
+            argv = ["debootstrap", "--variant=minbase", f"--include={','.join(_PACKAGES)}", _SUITE, str(tree)]
+            made = subprocess.run(argv, capture_output=True, check=False)
+            assert made.returncode == 0, made.stdout[-2000:].decode(errors="replace")
+            partial = Path(folder, "tree.tar")
+            left_out = [f"--exclude={path}/*" for path in _LEFT_OUT]
+            subprocess.run(["tar", "-C", str(tree), *left_out, "-cf", str(partial), "."], check=True)
+            shutil.move(partial, cache / f".{target.name}.{os.getpid()}")
+            (cache / f".{target.name}.{os.getpid()}").replace(target)
+    return target
+
+
+def import_image(daemon: Daemon, name: str = IMAGE) -> str:
+    """Have the base image in the daemon under ``name``."""
+    repository, _, tag = name.partition(":")
+    with base_tree().open("rb") as tree:
+        daemon.client().import_image_from_data(tree, repository=repository, tag=tag)
+    return name
+
+
+def build_image(daemon: Daemon, *lines: str, base: str = IMAGE) -> str:
+    """Build an image on ``base`` from lines of a Dockerfile and return its name."""
+    text = "\n".join([f"FROM {base}", *lines])
+    name = f"taskrunner-test:{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    for line in daemon.client().build(fileobj=io.BytesIO(text.encode()), tag=name, decode=True, rm=True):
+        assert "error" not in line, line
+    return name
+
+
+def snapshot(daemon: Daemon) -> dict[str, set[str]]:
+    """Return every container, network and volume there is."""
+    client = daemon.client()
+    return {
+        "containers": {entry["Names"][0] for entry in client.containers(all=True)},
+        "networks": {entry["Name"] for entry in client.networks()},
+        "volumes": {entry["Name"] for entry in client.volumes()["Volumes"] or ()},
+    }
+
+
+async def end(daemon: Daemon, compute: Compute) -> None:
+    """Let a container that runs ``UNTIL_TOLD`` end, and return when it has."""
+    client = daemon.client()
+    await asyncio.to_thread(client.put_archive, compute.name, "/", pack_files(PurePosixPath("told"), {}, Owner(0, 0)))
+    await asyncio.to_thread(client.wait, compute.name)
