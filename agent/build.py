@@ -1,6 +1,7 @@
 """Builds the workspace agent into one file that any Python 3.9 or newer can run."""
 
 import os
+import py_compile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -11,12 +12,16 @@ _LEFT_OUT = {"build.py"}
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold; any fixed time makes builds reproducible
 
 
-def build_zipapp(target: Path) -> Path:
+def build_zipapp(target: Path, *, compiled: bool = False) -> Path:
     """Write the zipapp to ``target`` (replaced in one step, mode 0755) and return it.
 
-    The same sources give the same bytes, whoever builds them and when. Raises ``OSError`` if it cannot be written.
+    The same sources give the same bytes, whoever builds them and when. With ``compiled``, what this very Python would
+    compile at each start is in it too; any other goes on with the sources. Raises ``OSError`` if it cannot be written.
     """
-    sources = {f"agent/{p.name}": p.read_bytes() for p in Path(__file__).parent.glob("*.py") if p.name not in _LEFT_OUT}
+    files = [path for path in Path(__file__).parent.glob("*.py") if path.name not in _LEFT_OUT]
+    sources = {f"agent/{path.name}": path.read_bytes() for path in files}
+    if compiled:
+        sources |= {f"agent/{path.stem}.pyc": _bytecode(path) for path in files}
     sources["__main__.py"] = _LAUNCHER
     descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -33,3 +38,12 @@ def build_zipapp(target: Path) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _bytecode(source: Path) -> bytes:
+    """Return a module as this Python compiles it, marked as valid whatever the times of the files are."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = Path(folder, "module.pyc")
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        py_compile.compile(str(source), str(compiled), f"agent/{source.name}", doraise=True, invalidation_mode=mode)
+        return compiled.read_bytes()

@@ -1,14 +1,15 @@
 """The environment, read once into one typed object."""
 
 import ipaddress
+import os
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
 from messages.defaults import default_home
 from messages.explained import first_trouble
@@ -32,7 +33,7 @@ def is_loopback(url: str) -> bool:
         return False
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Every ``TASKRUNNER_*`` variable. A variable that is set but empty counts as not set.
 
     home: state of the embedded stack. api_url: where the API is reached; None where the user did not say.
@@ -41,7 +42,7 @@ class Settings(BaseSettings):
     keys_file: the installation's keys, by default in home. temporal_bin: the Temporal CLI's path.
     """
 
-    model_config = SettingsConfigDict(env_prefix="TASKRUNNER_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(frozen=True, validate_default=True)
 
     home: Path = Field(default_factory=default_home)
     api_url: str | None = None
@@ -52,6 +53,12 @@ class Settings(BaseSettings):
     host_id: Annotated[str, Field(pattern=HOST_PATTERN)] = Field(default_factory=_default_host_id)
     keys_file: Path | None = None
     temporal_bin: Path | None = None
+
+    @classmethod
+    def from_environment(cls, instead: Mapping[str, object] | None = None) -> Self:
+        """Return what the environment says; ``instead`` goes before it. Raises pydantic's ``ValidationError``."""
+        named = {name: os.environ.get(f"TASKRUNNER_{name.upper()}") for name in cls.model_fields}
+        return cls.model_validate({name: value for name, value in named.items() if value} | dict(instead or {}))
 
     @field_validator("home", "templates", "keys_file", "temporal_bin")
     @classmethod
@@ -93,7 +100,7 @@ class Settings(BaseSettings):
 def read_settings() -> Settings:
     """Read the environment; raise :class:`SettingsError` with one line for a value that cannot be used."""
     try:
-        return Settings()
+        return Settings.from_environment()
     except RuntimeError:  # of the default
         raise SettingsError("TASKRUNNER_HOME: no home folder of yours can be found; set it to a folder") from None
     except ValidationError as e:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,16 +10,16 @@ from agent.build import build_zipapp
 
 
 def agent_zipapp(home: Path) -> Path:
-    """Return ``<home>/agent-<hash>.pyz``, made if it is not there.
+    """Return ``<home>/agent-<hash>-<Python>.pyz``, made if it is not there.
 
-    Its name is its content's: a running agent reads its modules from the file it was started from, so a file that is
-    there is never replaced.
+    The hash is its sources': a running agent reads its modules from the file it was started from, so a file that is
+    there is never replaced. It starts fastest with this Python, and runs with others.
     """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".agent-", dir=home) as folder:
-        built = Path(folder, "agent.pyz")
-        build_zipapp(built)
-        target = home / f"agent-{hashlib.sha256(built.read_bytes()).hexdigest()[:16]}.pyz"
+        sources = hashlib.sha256(build_zipapp(Path(folder, "sources.pyz")).read_bytes()).hexdigest()[:16]
+        target = home / f"agent-{sources}-{sys.implementation.cache_tag}.pyz"
         if not target.exists():
+            built = build_zipapp(Path(folder, "agent.pyz"), compiled=True)
             os.replace(built, target)  # noqa: PTH105 (a rename within one folder, whole or not at all)
     return target

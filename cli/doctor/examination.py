@@ -66,7 +66,7 @@ def read_what_can_be() -> tuple[Settings, list[Check]]:
     instead: dict[str, object] = {}
     while True:
         try:
-            return Settings.model_validate(Settings(**instead)), wrong  # pyright: ignore[reportArgumentType]
+            return Settings.from_environment(instead), wrong
         except ValidationError as e:
             trouble = first_trouble(e)
             name = trouble.field.partition(".")[0]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,30 @@ def test_a_configuration_that_cannot_be_used_is_refused_by_name(
     path.write_text(json.dumps({**GOOD, **change}))
     with pytest.raises(ConfigError, match=says):
         read_config(path, serving=True)
+
+
+def _without(zipapp: Path, left_out: str, magic: bytes | None = None) -> Path:
+    """Return a copy without the entries of one kind; ``magic`` is put in place of the compiled ones' own."""
+    copy = zipapp.with_name(f"without{left_out}{zipapp.name}")
+    with zipfile.ZipFile(zipapp) as whole, zipfile.ZipFile(copy, "w") as part:
+        for name in whole.namelist():
+            data = whole.read(name)
+            if name == "__main__.py" or not name.endswith(left_out):
+                part.writestr(name, magic + data[4:] if magic and name.endswith(".pyc") else data)
+    return copy
+
+
+def test_what_is_compiled_is_used_by_this_python_and_passed_over_by_others(tmp_path: Path) -> None:
+    whole = build_zipapp(tmp_path / "agent.pyz", compiled=True)
+    of_another = _without(whole, ".none", magic=b"\0\0\r\n")
+    for zipapp, runs in (
+        (whole, True),
+        (_without(whole, ".py"), True),
+        (of_another, True),
+        (_without(of_another, ".py"), False),
+    ):
+        done = subprocess.run([sys.executable, "-I", zipapp, "--version"], capture_output=True, check=False)
+        assert (done.returncode == 0) is runs, (zipapp, done)
 
 
 def test_the_zipapp_is_reproducible_and_runs(tmp_path: Path) -> None:
