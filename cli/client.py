@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
-from cli.discovery import Service
+from cli.discovery import Service, trust
 from cli.errors import Refused, Unreachable, UsageError
 from messages.names import is_id
 from messages.tasks import TaskProgress, TaskRequest
@@ -48,7 +48,12 @@ class ApiClient:
         headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
         is_local = (urlsplit(service.url).hostname or "") in {"127.0.0.1", "localhost", "::1"}
         self._http = httpx.AsyncClient(
-            base_url=service.url, headers=headers, timeout=_TIMEOUT, trust_env=not is_local, follow_redirects=False
+            base_url=service.url,
+            headers=headers,
+            timeout=_TIMEOUT,
+            trust_env=not is_local,
+            verify=trust(service.url),
+            follow_redirects=False,
         )
 
     async def __aenter__(self) -> Self:

@@ -1,7 +1,9 @@
 """Which service a command talks to."""
 
+import ssl
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -29,6 +31,16 @@ class Service(NamedTuple):
         return without_user_info(self.url)
 
 
+def trust(url: str) -> ssl.SSLContext:
+    """Return whose certificates are accepted at ``url``: those that httpx accepts; over plain HTTP nobody's.
+
+    Loading them takes longer than most commands do.
+    """
+    if urlsplit(url).scheme == "https":
+        return httpx.create_ssl_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
 def named_service(settings: Settings) -> Service | None:
     """Return the service that the environment names (``TASKRUNNER_API_URL``), answering or not."""
     if settings.api_url is None:
@@ -43,7 +55,9 @@ def embedded_service(settings: Settings) -> Service | None:
         return None
     # No proxy from the environment: it is on the loopback interface of this machine.
     try:
-        answer = httpx.get(f"{record.api_url}/healthz", timeout=_ANSWER_TIMEOUT, trust_env=False)
+        answer = httpx.get(
+            f"{record.api_url}/healthz", timeout=_ANSWER_TIMEOUT, trust_env=False, verify=trust(record.api_url)
+        )
     except httpx.HTTPError:
         return None
     return Service(record.api_url, _token(settings, settings.home), record) if answer.status_code == 200 else None
@@ -55,7 +69,9 @@ def default_service(settings: Settings, *, seconds: float = 5.0) -> Service | No
     Its token is None where ``TASKRUNNER_API_TOKEN`` is not set: that of the home opens the home's own stack only.
     """
     try:
-        answer = httpx.get(f"{DEFAULT_API_URL}/healthz", timeout=seconds, trust_env=False)
+        answer = httpx.get(
+            f"{DEFAULT_API_URL}/healthz", timeout=seconds, trust_env=False, verify=trust(DEFAULT_API_URL)
+        )
         is_ours = answer.status_code == 200 and answer.json().get("service") == SERVICE
     except (httpx.HTTPError, ValueError, AttributeError):
         return None
