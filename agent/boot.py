@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agent.config import Config
+    from agent.harness import Harness
     from agent.outbox import FileQueue
 
 SETUP_SESSION = "-setup"
@@ -59,6 +60,7 @@ class Boot:
         *,
         verdicts: FileQueue | None = None,
         entries: FileQueue | None = None,
+        harness: Harness | None = None,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
@@ -66,9 +68,11 @@ class Boot:
         self._children = children
         self._verdicts = verdicts
         self._entries = entries
+        self._harness = harness
         self._changed = changed
         self._file = config.state / "boot.json"
         self._log = config.state / "boot.log"
+        self._step_log = self._log
         self._lock = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -93,7 +97,8 @@ class Boot:
         """Whether anything is left to do that takes time."""
         progress, config = self._progress, self._config
         checkout_left = config.checkout.kind != "none" and not progress.checkout
-        return progress.phase == "booting" and (checkout_left or progress.setup < len(config.setup))
+        left = checkout_left or progress.setup < len(config.setup) or self._harness is not None
+        return progress.phase == "booting" and left
 
     def run(self) -> None:
         """Do what is left to do, and report the outcome."""
@@ -104,6 +109,9 @@ class Boot:
             for number in range(self._progress.setup, len(self._config.setup)):
                 self._step(f"setup[{number}]", self._config.setup[number], lambda n=number: self._run_setup(n))
                 self._save(setup=number + 1)
+            if self._harness is not None:
+                self._step_log = self._harness.log
+                self._step("harness", f"start {self._harness.program} and wait until it is ready", self._harness.start)
             self._report("listening", "completed", "the workspace agent takes sessions")
         except StepFailed as e:
             self._fail(str(e))
@@ -138,6 +146,8 @@ class Boot:
         with self._lock:
             self._stopped = True
             running = self._running
+        if self._harness is not None:
+            self._harness.stop(grace)
         if running is not None:
 
             def find() -> list[Process]:
@@ -161,7 +171,7 @@ class Boot:
         try:
             work()
         except StepFailed as e:
-            self._report(name, "failed", str(e), tail(self._log))
+            self._report(name, "failed", str(e), tail(self._step_log))
             raise
         self._report(name, "completed", message)
 
@@ -217,7 +227,7 @@ class Boot:
             return  # told to stop, not failed: the next run of the agent goes on
         error = _short(error)
         log(f"boot: failed: {error}")
-        body = {"error_message": error, "log_tail": tail(self._log)}
+        body = {"error_message": error, "log_tail": tail(self._step_log)}
         self._conclude("provisioning-failed", body, phase="failed", error=error)
 
     def _conclude(self, callback: str, body: dict[str, Any], **outcome: str) -> None:

@@ -32,6 +32,19 @@ class Checkout(NamedTuple):
     mirrored: str | None = None
 
 
+class HarnessConfig(NamedTuple):
+    """A harness server to start when the setup is done. ``{port}`` in its argv and environment becomes its port.
+
+    ``token_env`` names the variable that holds its own API's bearer token. The variables named by ``secret_env`` are
+    in the agent's own environment, and meant for the harness alone.
+    """
+
+    command: tuple[str, ...]
+    env: dict[str, str]
+    token_env: str | None = None
+    secret_env: tuple[str, ...] = ()
+
+
 class Config(NamedTuple):
     """The configuration. ``workspace`` is the checkout, ``state`` the folder for all that must survive a restart.
 
@@ -52,6 +65,7 @@ class Config(NamedTuple):
     heartbeat_interval_seconds: float
     listen: tuple[str, int] | None
     announces_ready: bool = True
+    harness: HarnessConfig | None = None
 
 
 def read_config(path: Path, *, serving: bool) -> Config:
@@ -83,6 +97,7 @@ def read_config(path: Path, *, serving: bool) -> Config:
         heartbeat_interval_seconds=_interval(fields.get("heartbeat_interval_seconds", 15)),
         listen=_listen(fields.get("listen")),
         announces_ready=fields.get("announces_ready") is not False,
+        harness=_harness(fields.get("harness")),
     )
 
 
@@ -165,6 +180,28 @@ def _setup(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(is_argument(command) for command in cast("list[Any]", value)):
         raise ConfigError("configuration: setup must be a list of shell commands")
     return tuple(cast("list[str]", value))
+
+
+def _harness(value: Any) -> HarnessConfig | None:
+    if value is None:
+        return None
+    fields = cast("dict[str, Any]", value if isinstance(value, dict) else {})
+    command: Any = fields.get("command")
+    secret_env: Any = fields.get("secret_env") or []
+    if (
+        not isinstance(command, list)
+        or not command
+        or not all(is_argument(part) for part in cast("list[Any]", command))
+    ):
+        raise ConfigError("configuration: harness.command must be a list of texts that is not empty")
+    if not isinstance(secret_env, list) or not all(isinstance(name, str) for name in cast("list[Any]", secret_env)):
+        raise ConfigError("configuration: harness.secret_env must be a list of names")
+    return HarnessConfig(
+        command=tuple(cast("list[str]", command)),
+        env=_env(fields.get("env") or {}),
+        token_env=_text(fields, "token_env", required=False) or None,
+        secret_env=tuple(cast("list[str]", secret_env)),
+    )
 
 
 def _env(value: Any) -> dict[str, str]:

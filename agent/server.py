@@ -14,13 +14,17 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import parse_qs, urlsplit
 
+from agent.checkout import StepFailed
 from agent.config import ID, is_argument, is_env
 from agent.files import log
+from agent.relay import PREFIX, Away, read_request, relay
 from agent.session import Spec
 from agent.sessions import NotRecorded, OtherSpec, Sessions
 
 if TYPE_CHECKING:
     from typing import Callable
+
+    from agent.harness import Harness
 
     Health = Callable[[], "tuple[int, dict[str, Any]]"]
 
@@ -46,13 +50,14 @@ class Problem(Exception):
 class Application:
     """What the agent answers, apart from how it travels."""
 
-    def __init__(self, token_sha256: str, health: Health, sessions: Sessions) -> None:
+    def __init__(self, token_sha256: str, health: Health, sessions: Sessions, harness: Harness | None = None) -> None:
         self._token_sha256 = token_sha256.encode()
         self._health = health
         self._sessions = sessions
+        self.harness = harness
 
-    def answer(self, method: str, target: str, authorization: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Return the status and the JSON to answer with; raise :class:`Problem`. May take as long as ``wait`` says."""
+    def authorize(self, authorization: str) -> None:
+        """Raise :class:`Problem` unless the header shows the attempt's token."""
         scheme, _, token = authorization.partition(" ")
         given = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).hexdigest().encode()
         # Compared even where the scheme is wrong, so that the time tells nothing.
@@ -60,10 +65,16 @@ class Application:
             raise Problem(
                 401, "Unauthorized", "The agent's bearer token is missing or wrong.", WWW_Authenticate="Bearer"
             )
+
+    def answer(self, method: str, target: str, body: bytes) -> tuple[int, dict[str, Any]]:
+        """Return the status and the JSON to answer with; raise :class:`Problem`. May take as long as ``wait`` says."""
         parts = urlsplit(target)
         if parts.path == "/healthz":
             _allow(method, "GET")
             return self._health()
+        if parts.path == "/harness/restart" and self.harness is not None:
+            _allow(method, "POST")
+            return self._restart(self.harness)
         if parts.path == "/sessions":
             _allow(method, "POST")
             return self._create(_json_object(body))
@@ -83,6 +94,13 @@ class Application:
         elif (wait := parse_qs(parts.query).get("wait")) is not None:
             session.settled.wait(_wait_seconds(wait[-1]))
         return 200, session.view()
+
+    def _restart(self, harness: Harness) -> tuple[int, dict[str, Any]]:
+        try:
+            harness.restart()
+        except StepFailed as e:
+            raise Problem(503, "Not restarted", str(e)) from e
+        return 200, {"restarted": True}
 
     def _create(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         session_id, spec = _read_spec(body)
@@ -140,7 +158,14 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             body = self._read_body()
             application = cast("Server", self.server).application
-            status, answer = application.answer(self.command, self.path, self.headers.get("Authorization") or "", body)
+            application.authorize(self.headers.get("Authorization") or "")
+            if application.harness is not None and self.path.startswith(PREFIX):
+                try:
+                    relay(application.harness, read_request(self, body), self)
+                except Away as e:
+                    raise Problem(503, "Harness away", str(e)) from e
+                return
+            status, answer = application.answer(self.command, self.path, body)
             self._send(status, answer, "application/json", {})
         except Problem as e:
             self._send(e.status, e.body, "application/problem+json", e.headers)

@@ -16,6 +16,7 @@ from agent.api import REQUEST_SECONDS, Connection, Token, Unreachable
 from agent.boot import Boot
 from agent.config import Config, ConfigError
 from agent.files import log
+from agent.harness import Harness
 from agent.outbox import FileQueue, Outbox
 from agent.processes import Children, become_subreaper
 from agent.server import Application, Server, listen
@@ -35,8 +36,14 @@ class Agent:
     def __init__(self, config: Config, listener: socket.socket) -> None:
         self._config = config
         self._listener = listener
+        kept_back = config.harness.secret_env if config.harness else ()
+        secrets = {name: value for name in kept_back if (value := os.environ.pop(name, None)) is not None}
         env = {**os.environ, **config.env}
         self._children = Children()
+        self._beat_now = threading.Event()
+        self._harness: Harness | None = None
+        if config.harness:
+            self._harness = Harness(config, {**env, **secrets}, self._children, self._beat_now.set)
         self._token = Token(config.callback_token.strip(), config.state / "callback-token")
         self._root = f"/api/workspaces/{config.workspace_id}"
         self._outbox = Outbox(config.api_url, self._root, self._token)
@@ -45,8 +52,15 @@ class Agent:
         verdicts = FileQueue(spool / "verdict", "verdict", self._outbox.notify)
         entries = FileQueue(spool / "boot-log", "boot log", self._outbox.notify)
         self._lanes = (verdicts, entries)
-        self._beat_now = threading.Event()
-        self._boot = Boot(config, env, self._children, verdicts=verdicts, entries=entries, changed=self._beat_now.set)
+        self._boot = Boot(
+            config,
+            env,
+            self._children,
+            verdicts=verdicts,
+            entries=entries,
+            harness=self._harness,
+            changed=self._beat_now.set,
+        )
         self._sessions = Sessions(config, env, self._children, self._outbox)
         self._stopping = False
 
@@ -57,7 +71,8 @@ class Agent:
         self._sessions.load()
         for lane in self._lanes:
             self._outbox.add(lane)
-        server = Server(self._listener, Application(self._config.agent_token_sha256, self.health, self._sessions))
+        application = Application(self._config.agent_token_sha256, self.health, self._sessions, self._harness)
+        server = Server(self._listener, application)
         if not self._boot.has_work:
             self._boot.run()  # ready before the first request is read
         log(f"agent {__version__} of {self._config.name} listens on {server.server_address}")
@@ -81,11 +96,18 @@ class Agent:
             self._beat_now.set()
         if self._stopping:
             return 503, {"status": "stopping", **body}
+        if progress.phase == "ready" and self._harness is not None and (trouble := self._harness.trouble):
+            if self._harness.is_restarting:
+                return 503, {"status": "booting", "step": trouble, **body}
+            return 503, {"status": "failed", "error": trouble, "log_tail": self._harness.log_tail(), **body}
         if progress.phase == "ready":
             return 200, {"status": "ok", "state": "ready", **body}
         if progress.phase == "failed":
             return 503, {"status": "failed", "error": progress.error, **body}
-        return 503, {"status": "booting", "step": progress.step, **body}
+        step = progress.step
+        if step == "harness" and self._harness is not None:
+            step = self._harness.trouble or step
+        return 503, {"status": "booting", "step": step, **body}
 
     def _beat(self) -> None:
         """Beat at once, at every interval, and when the boot ends. A beat that succeeds wakes the waiting senders."""
@@ -127,6 +149,8 @@ class Agent:
         }
         if progress.phase != "ready":
             body["reason"] = progress.error or progress.step
+        elif self._harness is not None and (trouble := self._harness.trouble):
+            body.update(state="degraded", reason=trouble)
         return json.dumps(body).encode()
 
     def _stop(self) -> None:
