@@ -14,6 +14,7 @@ from messages.statuses import SessionStatus
 
 CONNECT_SECONDS = 3.0
 ANSWER_SECONDS = 10.0
+RESTART_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 1.0
 _TEXT_CHARS = 500
@@ -54,6 +55,7 @@ class Health(BaseModel):
     state: str | None = None
     step: str | None = None
     error: str | None = None
+    log_tail: str = ""
 
 
 class AgentClient:
@@ -129,6 +131,12 @@ class AgentClient:
         if 400 <= response.status_code < 500 and response.status_code not in {408, 425, 429}:
             raise SessionRefused(f"the workspace agent refused session {session_id}: {_said(response)}")
         raise self._unexpected(response)
+
+    async def restart_harness(self) -> None:
+        """End the workspace's harness server with all that it has started, and return when a new one is ready."""
+        response = await self._request("POST", "/harness/restart", timeout_seconds=RESTART_SECONDS)
+        if response.status_code != 200:
+            raise self._unexpected(response)
 
     async def session(self, session_id: str, *, wait_seconds: float = 0) -> AgentSession | None:
         """Return the session, None for an unknown one. With ``wait_seconds`` answers when it is final and delivered."""

@@ -18,8 +18,8 @@ def require_program(task: TaskInput, env: Mapping[str, str], host_id: str) -> No
     with the task.
     """
     template = task.template
-    program = template.agent.argv(task.prompt)[0]
-    if template.setup or "PATH" in task.env_names:
+    program = template.agent.program
+    if program is None or template.setup or "PATH" in task.env_names:
         return
     if "/" in program:
         if program.startswith("/") and shutil.which(program) is None:

@@ -1,6 +1,7 @@
 """The activities of a task, as ``messages.activities`` promises them."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -10,16 +11,19 @@ from temporalio import activity
 
 from activities.agent_client import AgentClient
 from activities.backends.contract import Backend, Compute, Inspection, WorkspaceSpec
+from activities.endings import SAYS_FAILED, Loss, ended, gone, hopeless
 from activities.errors import (
     AttemptNotWanted,
     BackendUnusable,
     InvalidTask,
     ProvisionFailed,
+    SessionRefused,
     WorkspaceUnreachable,
     as_application_errors,
 )
 from activities.files import until_done
 from activities.harness_client import HarnessClient
+from activities.harness_session import Follower, create_run, stop_run
 from activities.heartbeat import note
 from activities.reports import ProvisioningReports
 from messages.activities import (
@@ -30,6 +34,7 @@ from messages.activities import (
     PreflightRequest,
     Release,
     ReleaseRequest,
+    SessionCreated,
     SessionRequest,
     TaskActivities,
     WorkspaceHandle,
@@ -40,7 +45,7 @@ from messages.sealed import CannotOpen, open_env
 from messages.signals import ProvisioningFailed, SessionFinished
 from messages.statuses import BackendKind, FailureSource, SessionStatus, TaskStep, Verdict, WorkspaceStatus
 from messages.tasks import SavedResult, TaskInput
-from messages.templates import how_to_install
+from messages.templates import HarnessAgent, how_to_install
 from messages.timeouts import resolve_provision_timeout
 from messages.tokens import mint_callback_token
 from store.errors import AttemptSuperseded, RegistryUnavailable
@@ -57,7 +62,6 @@ SESSION_GRACE_SECONDS = 10.0
 DELIVERY_SECONDS = 10.0
 """How long the end of a stopped session waits for its output to reach the API."""
 
-_SAYS_FAILED = "the workspace agent says that it failed"
 _IN_USE = frozenset({WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED, WorkspaceStatus.RESTARTING})
 
 
@@ -153,6 +157,7 @@ class TaskActivitiesImpl(TaskActivities):
                 agent_token_sha256=self._keys.agent_token_sha256(task.workspace_id, attempt),
                 tell=reports.tell,
                 warn=reports.warn,
+                harness_env=await self._session_env(task) if isinstance(task.template.agent, HarnessAgent) else {},
             )
             try:
                 handle = await backend.provision(spec)
@@ -202,7 +207,7 @@ class TaskActivitiesImpl(TaskActivities):
             return look
 
     @activity.defn
-    async def create_session(self, request: SessionRequest) -> None:
+    async def create_session(self, request: SessionRequest) -> SessionCreated | None:
         """See :meth:`TaskActivities.create_session`."""
         task, handle = request.task, request.handle
         with as_application_errors():
@@ -215,54 +220,79 @@ class TaskActivitiesImpl(TaskActivities):
                     )
             await self._registry.tasks.advance(task.task_id, TaskStep.VERIFYING)
             env = await self._session_env(task)
-            agent, compute = self._agent(handle), _compute_of(handle)
-            backend = self._backend(handle.backend)
+            created = SessionCreated()
 
             async def alive() -> bool:
-                return (await backend.inspect(compute)).alive
+                return (await self._inspect(handle)).alive
 
             try:
-                health = await agent.wait_until_booted(VERIFY_SECONDS, worth_waiting=alive)
-                if health.status != "ok":
-                    raise ProvisionFailed(
-                        health.error or _SAYS_FAILED,
-                        source=FailureSource.PROBE,
-                        detail=(await backend.inspect(compute)).log_tail,
-                    )
-                await self._registry.sessions.record_starting(
+                if handle.agent:
+                    health = await self._agent(handle).wait_until_booted(VERIFY_SECONDS, worth_waiting=alive)
+                    if health.status != "ok":
+                        tail = health.log_tail or (await self._inspect(handle)).log_tail
+                        raise ProvisionFailed(health.error or SAYS_FAILED, source=FailureSource.PROBE, detail=tail)
+                else:
+                    await self._harness(handle, task, env).health(timeout_seconds=VERIFY_SECONDS)
+                is_first = await self._registry.sessions.record_starting(
                     request.session_id,
                     task_id=task.task_id,
                     workspace_id=handle.workspace_id,
                     attempt=handle.attempt,
                     turn=request.turn,
                 )
-                argv = task.template.agent.argv(task.prompt)
-                missing = f"host {self._settings.host_id!r} does not have it: {how_to_install(argv[0])}"
-                await agent.create_session(request.session_id, argv, env, if_missing=missing)
+                if isinstance(task.template.agent, HarnessAgent):
+                    run_id = await create_run(
+                        self._harness(handle, task, env),
+                        task.prompt,
+                        request.session_id,
+                        is_repeat=not is_first,
+                        restart=lambda: self._restart_harness(handle),
+                    )
+                    created = SessionCreated(run_id=run_id)
+                else:
+                    argv = task.template.agent.argv(task.prompt)
+                    missing = f"host {self._settings.host_id!r} does not have it: {how_to_install(argv[0])}"
+                    await self._agent(handle).create_session(request.session_id, argv, env, if_missing=missing)
             except WorkspaceUnreachable as e:
-                found = await backend.inspect(compute)
-                if found.alive:
+                if (loss := await self._loss(handle)) is None:
                     raise
-                raise _gone(found) from e
+                raise gone(loss) from e
             await self._registry.sessions.record_running(request.session_id)
+            return created
+
+    @activity.defn
+    async def follow_session(self, request: SessionRequest) -> SessionFinished:
+        """See :meth:`TaskActivities.follow_session`."""
+        handle = request.handle
+
+        async def find_loss() -> str | None:
+            loss = await self._loss(handle)
+            return loss and loss.sentence
+
+        with as_application_errors():
+            harness = self._harness(handle, request.task, await self._session_env(request.task))
+            return await Follower(harness, request, self._registry.sessions, find_loss).follow()
 
     @activity.defn
     async def stop_session(self, request: SessionRequest) -> SessionFinished:
         """See :meth:`TaskActivities.stop_session`."""
-        handle = request.handle
+        handle, task = request.handle, request.task
         with as_application_errors():
             agent = self._agent(handle)
             try:
+                if isinstance(task.template.agent, HarnessAgent):
+                    harness = self._harness(handle, task, await self._session_env(task))
+                    end = await stop_run(harness, request, self._registry.sessions, SESSION_GRACE_SECONDS)
+                    return end or ended(request, SessionStatus.CANCELLED, "No run of the session is known.")
                 session = await agent.cancel_session(request.session_id, grace_seconds=SESSION_GRACE_SECONDS)
                 if session and not session.delivered:
                     session = await agent.session(request.session_id, wait_seconds=DELIVERY_SECONDS) or session
             except WorkspaceUnreachable:
-                found = await self._backend(handle.backend).inspect(_compute_of(handle))
-                if found.alive:
+                if (loss := await self._loss(handle)) is None:
                     raise
-                return _ended(request, SessionStatus.INTERRUPTED, f"The workspace ended by itself: {found.ending}.")
+                return ended(request, SessionStatus.INTERRUPTED, f"The workspace ended by itself: {loss.ending}.")
             if session is None:
-                return _ended(request, SessionStatus.CANCELLED, "The session was never started.")
+                return ended(request, SessionStatus.CANCELLED, "The session was never started.")
             if not session.status.is_final:
                 raise WorkspaceUnreachable(f"session {request.session_id} does not end")
             return session.finished(handle.workspace_id, handle.attempt)
@@ -368,10 +398,10 @@ class TaskActivitiesImpl(TaskActivities):
         try:
             return await self._health(handle)
         except WorkspaceUnreachable as e:
-            found = await self._backend(handle.backend).inspect(_compute_of(handle))
+            found = await self._inspect(handle)
             if found.alive:
                 return LastLook(error=str(e))
-            return _hopeless(handle, f"the workspace ended by itself: {found.ending}", found)
+            return hopeless(handle, f"the workspace ended by itself: {found.ending}", found.log_tail)
 
     async def _health(self, handle: WorkspaceHandle) -> LastLook:
         """Ask the workspace once. Raises ``WorkspaceUnreachable`` where no agent of ours answers."""
@@ -383,8 +413,40 @@ class TaskActivitiesImpl(TaskActivities):
             return LastLook(ready=True)
         if health.status == "booting":
             return LastLook(error=f"still booting: {health.step or 'no step named'}")
-        found = await self._backend(handle.backend).inspect(_compute_of(handle))
-        return _hopeless(handle, health.error or _SAYS_FAILED, found)
+        found = await self._inspect(handle)
+        tail = health.log_tail or found.log_tail
+        return hopeless(handle, health.error or SAYS_FAILED, tail)
+
+    async def _inspect(self, handle: WorkspaceHandle) -> Inspection:
+        return await self._backend(handle.backend).inspect(_compute_of(handle))
+
+    def _harness(self, handle: WorkspaceHandle, task: TaskInput, env: Mapping[str, str]) -> HarnessClient:
+        if handle.agent:
+            token = self._keys.agent_token(handle.workspace_id, handle.attempt)
+        else:
+            agent = task.template.agent
+            token = env.get(agent.token_env or "", "") if isinstance(agent, HarnessAgent) else ""
+        return HarnessClient(self._client, handle.harness_url, token)
+
+    async def _restart_harness(self, handle: WorkspaceHandle) -> None:
+        if not handle.agent:
+            raise SessionRefused(
+                "whether the harness has started the session's run cannot be known: it keeps no list of its runs, and "
+                "without our agent in the image it cannot be started anew; give it a store (HARNESS_RUN_DB)"
+            )
+        await self._agent(handle).restart_harness()
+
+    async def _loss(self, handle: WorkspaceHandle) -> Loss | None:
+        """Return how the workspace, or the harness in it, has ended; None where it lives as far as can be known."""
+        found = await self._inspect(handle)
+        if not found.alive:
+            return Loss(found.ending, found.log_tail)
+        if handle.agent:
+            with contextlib.suppress(WorkspaceUnreachable):
+                health = await self._agent(handle).health(timeout_seconds=LAST_PROBE_SECONDS)
+                if health.status == "failed":
+                    return Loss(health.error or SAYS_FAILED, health.log_tail or found.log_tail)
+        return None
 
     async def _save(self, backend: Backend, compute: Compute, request: ReleaseRequest) -> SavedResult | None:
         task_id = request.task.task_id
@@ -406,26 +468,3 @@ def _compute(task: TaskInput, attempt: int) -> Compute:
 
 def _compute_of(handle: WorkspaceHandle) -> Compute:
     return Compute(workspace_id=handle.workspace_id, attempt=handle.attempt)
-
-
-def _hopeless(handle: WorkspaceHandle, error: str, found: Inspection) -> LastLook:
-    failed = ProvisioningFailed(
-        workspace_id=handle.workspace_id, attempt=handle.attempt, error=error, log_tail=found.log_tail
-    )
-    return LastLook(failed=failed, error=error)
-
-
-def _gone(found: Inspection) -> ProvisionFailed:
-    """Return the failure of a workspace that ended too early: with its own log, not with our refused call."""
-    error = f"The workspace ended by itself before its session was confirmed: {found.ending}."
-    return ProvisionFailed(error, source=FailureSource.EXIT, detail=found.log_tail)
-
-
-def _ended(request: SessionRequest, status: SessionStatus, error: str) -> SessionFinished:
-    return SessionFinished(
-        workspace_id=request.handle.workspace_id,
-        attempt=request.handle.attempt,
-        session_id=request.session_id,
-        status=status,
-        error=error,
-    )

@@ -35,14 +35,17 @@ class Checkout(NamedTuple):
 class HarnessConfig(NamedTuple):
     """A harness server to start when the setup is done. ``{port}`` in its argv and environment becomes its port.
 
-    ``token_env`` names the variable that holds its own API's bearer token. The variables named by ``secret_env`` are
-    in the agent's own environment, and meant for the harness alone.
+    Where it listens is ``port``, or a free one. ``token_env`` names the variable that holds its own API's bearer token.
+    The variables named by ``secret_env`` are meant for the harness alone: they are in the agent's own environment, or
+    in ``secrets``.
     """
 
     command: tuple[str, ...]
     env: dict[str, str]
     token_env: str | None = None
     secret_env: tuple[str, ...] = ()
+    secrets: dict[str, str] = {}  # noqa: RUF012 - never changed
+    port: int | None = None
 
 
 class Config(NamedTuple):
@@ -196,11 +199,16 @@ def _harness(value: Any) -> HarnessConfig | None:
         raise ConfigError("configuration: harness.command must be a list of texts that is not empty")
     if not isinstance(secret_env, list) or not all(isinstance(name, str) for name in cast("list[Any]", secret_env)):
         raise ConfigError("configuration: harness.secret_env must be a list of names")
+    port: Any = fields.get("port")
+    if port is not None and (not isinstance(port, int) or not 0 < port <= 65535):
+        raise ConfigError("configuration: harness.port must be a port")
     return HarnessConfig(
         command=tuple(cast("list[str]", command)),
         env=_env(fields.get("env") or {}),
         token_env=_text(fields, "token_env", required=False) or None,
         secret_env=tuple(cast("list[str]", secret_env)),
+        secrets=_env(fields.get("secrets") or {}),
+        port=port,
     )
 
 

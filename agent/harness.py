@@ -102,7 +102,7 @@ class Harness:
         """Start it, and return when it is ready. Raises :class:`StepFailed` at once where it ends before that."""
         for tries_left in reversed(range(_TRIES)):
             size = self.log.stat().st_size if self.log.exists() else 0
-            port = _free_port()
+            port = _free_port(self._config.port)
             process, exited = self._spawn(port)
             pause = _FIRST_PAUSE_SECONDS
             while not exited.wait(pause) and (trouble := _look(port)):
@@ -190,9 +190,14 @@ class Harness:
         return tail(self.log)
 
 
-def _free_port() -> int:
+def _free_port(fixed: int | None) -> int:
+    """Return a port on which nobody listens: ``fixed`` where that is given. Raises :class:`StepFailed`."""
     with socket.socket() as probe:
-        probe.bind((HOST, 0))
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, fixed or 0))
+        except OSError as e:
+            raise StepFailed(f"port {fixed}, where the harness is to listen, cannot be used: {e.strerror}") from e
         return cast("int", probe.getsockname()[1])
 
 

@@ -43,6 +43,7 @@ class Agent:
         self._beat_now = threading.Event()
         self._harness: Harness | None = None
         if config.harness:
+            secrets.update(config.harness.secrets)
             self._harness = Harness(config, {**env, **secrets}, self._children, self._beat_now.set)
         self._token = Token(config.callback_token.strip(), config.state / "callback-token")
         self._root = f"/api/workspaces/{config.workspace_id}"

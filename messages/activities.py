@@ -72,13 +72,20 @@ class LastLook(Message):
 
 
 class SessionRequest(Message):
-    """Input of ``create_session`` and ``stop_session``."""
+    """Input of what concerns a session. ``run_id``: the harness's own id for it, where it has one and it is known."""
 
     task: TaskInput
     handle: WorkspaceHandle
     session_id: Id
     turn: int = 1
     reason: str = ""
+    run_id: str = ""
+
+
+class SessionCreated(Message):
+    """A session that was created, or adopted. ``run_id``: as in :class:`SessionRequest`."""
+
+    run_id: str = ""
 
 
 class ReleaseRequest(Message):
@@ -146,10 +153,21 @@ class TaskActivities(ABC):
 
     @activity.defn
     @abstractmethod
-    async def create_session(self, request: SessionRequest) -> None:
+    async def create_session(self, request: SessionRequest) -> SessionCreated | None:
         """Record the ready verdict, verify that the agent answers (at most 10 s), and create the session or adopt it.
 
+        None is what releases before this one recorded.
+
         Raises ``SESSION_REFUSED`` (4xx, not retryable) or ``WORKSPACE_UNREACHABLE`` (retryable).
+        """
+
+    @activity.defn
+    @abstractmethod
+    async def follow_session(self, request: SessionRequest) -> SessionFinished:
+        """Follow a harness's run to its end, storing its output as it comes, and return how it ended.
+
+        For agents of kind ``harnessd``: the sessions of others report their end by a callback. Begun anew it goes on
+        where the stored output ends.
         """
 
     @activity.defn

@@ -84,6 +84,8 @@ def explain(error: Mapping[str, Any]) -> str:
             return _BY_PATTERN.get(context["pattern"], f"does not look like {context['pattern']}")
         case "enum" | "literal_error":
             return f"has to be one of: {_names(context['expected'])}"
+        case "union_tag_invalid":
+            return f"{context['discriminator'].strip(chr(39))} has to be one of: {_names(context['expected_tags'])}"
         case "greater_than":
             return f"has to be greater than {context['gt']}"
         case "greater_than_equal":

@@ -22,6 +22,7 @@ from messages.statuses import BackendKind, Readiness
 
 EnvName = Annotated[str, StringConstraints(pattern=ENV_PATTERN, max_length=200)]
 PROMPT_PLACEHOLDER = "{prompt}"
+PORT_PLACEHOLDER = "{port}"
 
 SUPPORTED_BACKENDS = (BackendKind.LOCAL, BackendKind.WORKTREE, BackendKind.CONTAINER)
 """The backends of this release."""
@@ -56,9 +57,39 @@ class CommandAgent(Manifest):
             raise ValueError(f"no part of command holds {PROMPT_PLACEHOLDER}, so the agent would never see its task")
         return self
 
+    @property
+    def program(self) -> str:
+        """What is started first, which has to be there."""
+        return self.command[0]
+
     def argv(self, prompt: str) -> list[str]:
         """Return the argv for one prompt."""
         return [part.replace(PROMPT_PLACEHOLDER, prompt) for part in self.command]
+
+
+class HarnessAgent(Manifest):
+    """An agent that is a server in the workspace and speaks go-agent-harness's HTTP; a session is one run of it.
+
+    Where the workspace has our agent, that starts ``command`` in the checkout, on a free port of loopback that takes
+    the place of ``{port}`` in argv and ``env``; ``port`` is a fixed one instead. ``token_env`` names the variable that
+    holds the bearer token of its API.
+    """
+
+    kind: Literal["harnessd"]
+    command: Annotated[tuple[str, ...], Field(max_length=100)] = ()
+    env: dict[EnvName, str] = {}
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    token_env: EnvName | None = None
+
+    @property
+    def program(self) -> str | None:
+        """What is started first, which has to be there; None where an image starts it."""
+        return self.command[0] if self.command else None
+
+    @property
+    def full_env(self) -> dict[str, str]:
+        """Its part of the environment. Where to listen it is told as go-agent-harness wants it, unless ``env`` does."""
+        return {"HARNESS_ADDR": f"127.0.0.1:{PORT_PLACEHOLDER}", **self.env}
 
 
 AGENT_PRESETS = {
@@ -112,10 +143,12 @@ def agent_preset(name: str) -> CommandAgent:
 
 
 def _read_agent(value: object) -> object:
+    if isinstance(value, dict):
+        return {"kind": "command", **cast("dict[str, Any]", value)}
     return agent_preset(value) if isinstance(value, str) else value
 
 
-Agent = Annotated[CommandAgent, BeforeValidator(_read_agent)]
+Agent = Annotated[CommandAgent | HarnessAgent, Field(discriminator="kind"), BeforeValidator(_read_agent)]
 
 
 class RuntimeConfig(Manifest):
@@ -209,20 +242,41 @@ class Template(Manifest):
             raise ValueError(
                 "setup needs readiness: callback or probe: an immediate workspace is used before setup has run"
             )
+        if self.is_bare and (not isinstance(self.agent, HarnessAgent) or self.setup):
+            raise ValueError("an image without our agent needs agent: {kind: harnessd}, and takes no setup")
+        if self.is_bare and self.readiness is Readiness.CALLBACK:
+            raise ValueError("an image without our agent needs readiness: probe, because nothing in it knows of us")
+        if isinstance(self.agent, HarnessAgent):
+            self._fits_a_harness(self.agent)
         if self.session_timeout <= timedelta(0) or self.heartbeat_interval < timedelta(seconds=1):
             raise ValueError("session_timeout must be positive and heartbeat_interval at least 1s")
         return self
+
+    def _fits_a_harness(self, agent: HarnessAgent) -> None:
+        if self.is_bare and agent.command:
+            raise ValueError("agent: without our agent in the image nobody could start command: the image has to")
+        if not self.is_bare and not agent.command:
+            raise ValueError("agent: a harnessd needs the command that starts it")
+        if self.readiness is Readiness.IMMEDIATE:
+            raise ValueError("a harnessd needs readiness: callback or probe: its server takes its time to come up")
+        if agent.token_env is not None and agent.token_env not in self.required_env:
+            raise ValueError(f"agent: token_env {agent.token_env!r} has to be one of required_env")
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether the workspace is an image without our agent."""
+        return self.container is not None and self.container.workspace_agent is WorkspaceAgent.NONE
 
     @property
     def effective_readiness(self) -> Readiness:
         """How readiness is learned: as said, else by what there is.
 
-        ``callback`` where setup has to run first and from containers (``probe`` where no agent of ours is in them),
-        else ``immediate``.
+        ``callback`` where setup or a harness has to run first and from containers (``probe`` where no agent of ours is
+        in them), else ``immediate``.
         """
         if self.readiness is not None:
             return self.readiness
-        if self.backend is BackendKind.CONTAINER and self.container is not None:
-            bare = self.container.workspace_agent is WorkspaceAgent.NONE
-            return Readiness.PROBE if bare else Readiness.CALLBACK
-        return Readiness.CALLBACK if self.setup else Readiness.IMMEDIATE
+        if self.backend is BackendKind.CONTAINER:
+            return Readiness.PROBE if self.is_bare else Readiness.CALLBACK
+        must_run_first = self.setup or isinstance(self.agent, HarnessAgent)
+        return Readiness.CALLBACK if must_run_first else Readiness.IMMEDIATE

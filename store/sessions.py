@@ -18,6 +18,10 @@ _FINISHED = """
     UPDATE sessions SET exit_code = %(exit_code)s, summary = %(summary)s, error = %(error)s, finished_at = now()
     WHERE id = %(id)s
 """
+_WAITING = """
+    UPDATE sessions SET summary = %(text)s
+    WHERE id = %(id)s AND status = %(running)s AND summary IS DISTINCT FROM %(text)s
+"""
 _LOCK_OUTPUT = """
     SELECT output_bytes FROM sessions
     WHERE id = %(id)s AND workspace_id = %(workspace_id)s AND attempt = %(attempt)s
@@ -51,10 +55,11 @@ class SessionStore(Group):
     @transaction
     async def record_starting(
         self, connection: Connection, session_id: str, *, task_id: str, workspace_id: str, attempt: int, turn: int
-    ) -> None:
+    ) -> bool:
         """Record a session before it is asked for, and the task's step; repeating the call changes nothing.
 
-        Raises :class:`RegistryError` where the task was never recorded.
+        True where it was not recorded before, so that nobody can have asked for it. Raises :class:`RegistryError`
+        where the task was never recorded.
         """
         task = await lock_task(connection, task_id)
         if task is None:
@@ -81,6 +86,32 @@ class SessionStore(Group):
                 session_id=session_id,
                 current=SessionStatus.STARTING,
             )
+        return created.rowcount > 0
+
+    @transaction
+    async def record_waiting(self, connection: Connection, session_id: str, text: str) -> bool:
+        """Record in words what a running session waits for, empty where it goes on; False where that is known."""
+        session = await lock_session(connection, session_id)
+        if session is None or session.status is not SessionStatus.RUNNING:
+            return False
+        cleaned = clean_or_none(text)
+        changed = await connection.execute(
+            _WAITING, {"id": session_id, "text": cleaned, "running": SessionStatus.RUNNING}
+        )
+        if not changed.rowcount:
+            return False
+        await record_event(
+            connection,
+            EventKind.SESSION_STATUS,
+            task_id=session.task_id,
+            workspace_id=session.workspace_id,
+            attempt=session.attempt,
+            session_id=session_id,
+            previous=SessionStatus.RUNNING,
+            current=SessionStatus.RUNNING,
+            detail={"note": cleaned or "goes on"},
+        )
+        return True
 
     @transaction
     async def record_running(self, connection: Connection, session_id: str) -> bool:

@@ -154,6 +154,7 @@ def all_of(impl: TaskActivities) -> list[Callable[..., Any]]:
         impl.probe_workspace,
         impl.look_once_more,
         impl.create_session,
+        impl.follow_session,
         impl.stop_session,
         impl.release_workspace,
         impl.finish_task,

@@ -68,6 +68,9 @@ CREATE_SESSION = ActivityConfig(
     cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
 )
 
+FOLLOW: ActivityConfig = {**PROBE, "start_to_close_timeout": timedelta(days=400)}
+"""As :data:`PROBE`, for as long as a session may take: the workflow ends it with its own wait."""
+
 STOP_SESSION = ActivityConfig(
     # The release ends the session's processes in any case: this is the polite way, and it need not succeed.
     schedule_to_close_timeout=timedelta(minutes=2),

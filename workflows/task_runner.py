@@ -1,7 +1,6 @@
 """The workflow of one task."""
 
 import asyncio
-from collections.abc import Awaitable
 from datetime import datetime, timedelta
 from typing import NoReturn, TypeVar
 
@@ -40,8 +39,10 @@ with workflow.unsafe.imports_passed_through():
     from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost, WorkspaceReady
     from messages.statuses import FailureSource, Readiness, SessionStatus, TaskStatus, TaskStep, Verdict
     from messages.tasks import FailureDetail, ProvisionFailure, TaskInput, TaskOutcome, TaskProgress, TaskResult
+    from messages.templates import HarnessAgent
 
 from workflows import options
+from workflows.cancellation import beside, cancel_requested, undisturbed, unless_cancelled
 from workflows.gates import ReadyGate, SessionGate
 from workflows.outcomes import Cause, cause_of, failed, outcome_of
 from workflows.progress import Progress
@@ -88,6 +89,7 @@ class TaskRunner:
         self._preflight: Preflight | None = None
         self._handle: WorkspaceHandle | None = None
         self._session_asked_for = False
+        self._run_id = ""
 
     @workflow.signal(name=WORKSPACE_READY)
     def workspace_ready(self, signal: WorkspaceReady) -> None:
@@ -123,7 +125,7 @@ class TaskRunner:
         if outcome.status is TaskStatus.FAILED:
             self._progress.last_error = outcome.error
         outcome, release, leak = await self._release(outcome)
-        if _cancel_requested():
+        if cancel_requested():
             error = outcome.error if leak else _CANCELLED  # what could not be released is never hidden
             outcome = outcome.model_copy(update={"status": TaskStatus.CANCELLED, "error": error})
         await self._finish(outcome, leak)
@@ -135,12 +137,12 @@ class TaskRunner:
             handle = await self._provision(preflight)
             await self._await_ready(handle, preflight)
             await self._create_session(handle)
-            return await self._await_session()
+            return await self._await_session(handle)
         except _Ended as end:
             return end.outcome
         except (ActivityError, asyncio.CancelledError) as e:
             # Eviction from the worker's cache looks like a cancellation too, but nobody asked for it.
-            if not (is_cancelled_exception(e) and _cancel_requested()):
+            if not (is_cancelled_exception(e) and cancel_requested()):
                 raise
             await self._stop_session("the task was cancelled")
             return self._cancelled()
@@ -150,7 +152,7 @@ class TaskRunner:
         host = repository.host if repository else None
         queue = host_task_queue(host) if host else workflow.info().task_queue
         try:
-            self._preflight = await _unless_cancelled(
+            self._preflight = await unless_cancelled(
                 workflow.execute_activity_method(
                     TaskActivities.preflight_task,
                     PreflightRequest(task=self._task),
@@ -168,7 +170,7 @@ class TaskRunner:
     async def _provision(self, preflight: Preflight) -> WorkspaceHandle:
         self._enter(TaskStep.PROVISIONING, f"host {preflight.host_id} to create {self._name}")
         try:
-            self._handle = await _unless_cancelled(
+            self._handle = await unless_cancelled(
                 workflow.execute_activity_method(
                     TaskActivities.provision_workspace,
                     AttemptRequest(task=self._task, attempt=self._attempt, preflight=preflight),
@@ -208,14 +210,8 @@ class TaskRunner:
         if handle.readiness is not Readiness.PROBE:
             await self._await_signal(handle, f"the callback of {self._name} that says it is ready", timeout)
             return
-        probing = asyncio.create_task(self._probe(handle))
-        try:
-            await self._await_signal(handle, f"{self._name} to answer {handle.harness_url}/healthz", timeout)
-        except (ActivityError, asyncio.CancelledError):
-            if _cancel_requested():
-                probing.cancel()
-            raise
-        probing.cancel()
+        waiting_for = f"{self._name} to answer {handle.harness_url}/healthz"
+        await beside(self._probe(handle), self._await_signal(handle, waiting_for, timeout))
 
     async def _probe(self, handle: WorkspaceHandle) -> None:
         try:
@@ -250,7 +246,7 @@ class TaskRunner:
 
     async def _look_once_more(self, handle: WorkspaceHandle, config: ActivityConfig) -> LastLook:
         try:
-            look = await _unless_cancelled(
+            look = await unless_cancelled(
                 workflow.execute_activity_method(
                     TaskActivities.look_once_more,
                     handle,
@@ -277,7 +273,7 @@ class TaskRunner:
         )
         self._session_asked_for = True
         try:
-            await _unless_cancelled(
+            created = await unless_cancelled(
                 workflow.execute_activity_method(
                     TaskActivities.create_session,
                     self._session_request(handle),
@@ -298,8 +294,36 @@ class TaskRunner:
             if cause.attached is not None or cause.type is ErrorType.WORKSPACE_UNREACHABLE:
                 failure = self._failure_of(cause, FailureSource.PROBE)
             raise _Ended(failed(cause.type, cause.error, verdict=Verdict.READY, failure=failure)) from e
+        self._run_id = created.run_id if created else ""
 
-    async def _await_session(self) -> TaskOutcome:
+    async def _await_session(self, handle: WorkspaceHandle) -> TaskOutcome:
+        """Wait for the session's end: a callback of our agent brings it, or the activity that follows a harness."""
+        if isinstance(self._task.template.agent, HarnessAgent) and self._session.end is None:
+            ended_in_time = await beside(self._follow(handle), self._await_end())
+        else:
+            ended_in_time = await self._await_end()
+        if not ended_in_time:
+            return await self._end_overdue_session(self._task.template.session_timeout)
+        assert self._session.end is not None  # what was waited for
+        return outcome_of(self._session.end)
+
+    async def _follow(self, handle: WorkspaceHandle) -> None:
+        try:
+            end = await workflow.execute_activity_method(
+                TaskActivities.follow_session,
+                self._session_request(handle),
+                **options.at(
+                    handle.task_queue, f"Follow session {self._session.session_id} in {self._name}", options.FOLLOW
+                ),
+            )
+        except ActivityError as e:
+            if not is_cancelled_exception(e):
+                self._session.interrupt(cause_of(e, ErrorType.WORKSPACE_UNREACHABLE).error)
+            return
+        self._session.finished(end)
+
+    async def _await_end(self) -> bool:
+        """Return whether the session ended before its deadline."""
         timeout = self._task.template.session_timeout
         if self._session.end is None:
             self._enter(
@@ -314,10 +338,8 @@ class TaskRunner:
                 timeout_summary=f"The session must end within {format_duration(timeout)}",
             )
         except TimeoutError:
-            if self._session.end is None:
-                return await self._end_overdue_session(timeout)
-        assert self._session.end is not None  # the condition
-        return outcome_of(self._session.end)
+            return self._session.end is not None
+        return True
 
     async def _end_overdue_session(self, timeout: timedelta) -> TaskOutcome:
         error = f"the session did not end within {format_duration(timeout)}; a longer time can be given with --timeout"
@@ -337,7 +359,7 @@ class TaskRunner:
         if self._session.end is not None:
             return self._session.end
         try:
-            end = await self._undisturbed(
+            end = await undisturbed(
                 workflow.start_activity_method(
                     TaskActivities.stop_session,
                     self._session_request(self._handle, reason),
@@ -359,7 +381,7 @@ class TaskRunner:
             return outcome, Release(), ""
         self._enter(TaskStep.RELEASING, f"host {self._preflight.host_id} to save the result and to remove {self._name}")
         try:
-            release = await self._undisturbed(
+            release = await undisturbed(
                 workflow.start_activity_method(
                     TaskActivities.release_workspace,
                     ReleaseRequest(
@@ -390,7 +412,7 @@ class TaskRunner:
         self._progress.end(outcome.status, workflow.now())
         workflow.set_current_details(self._progress.describe())
         _upsert(TASK_STATUS, outcome.status.value)
-        await self._undisturbed(
+        await undisturbed(
             workflow.start_local_activity_method(
                 TaskActivities.finish_task,
                 FinishRequest(task=self._task, attempt=self._attempt, outcome=outcome, leak_suspected=leak),
@@ -410,15 +432,6 @@ class TaskRunner:
             result=release.result,
         )
 
-    async def _undisturbed(self, activity: workflow.ActivityHandle[T]) -> T:
-        """Wait for ``activity`` to the end: a cancellation that arrives meanwhile is honoured afterwards."""
-        try:
-            return await asyncio.shield(activity)
-        except asyncio.CancelledError:
-            if not _cancel_requested():
-                raise
-            return await activity
-
     def _enter(self, step: TaskStep, waiting_for: str, *, until: datetime | None = None, upsert: bool = True) -> None:
         session = self._session.session_id if self._session_asked_for else None
         self._progress.enter(step, waiting_for, workflow.now(), until, session)
@@ -427,7 +440,8 @@ class TaskRunner:
             _upsert(TASK_STEP, step.value)
 
     def _session_request(self, handle: WorkspaceHandle, reason: str = "") -> SessionRequest:
-        return SessionRequest(task=self._task, handle=handle, session_id=self._session.session_id, reason=reason)
+        session = self._session.session_id
+        return SessionRequest(task=self._task, handle=handle, session_id=session, reason=reason, run_id=self._run_id)
 
     def _failure(self, source: FailureSource, error: str, detail: str = "") -> ProvisionFailure:
         return ProvisionFailure(
@@ -457,17 +471,5 @@ class TaskRunner:
         return TaskOutcome(status=TaskStatus.CANCELLED, error=_CANCELLED, verdict=verdict, session=self._session.end)
 
 
-def _cancel_requested() -> bool:
-    return workflow.cancellation_reason() is not None
-
-
 def _upsert(key: SearchAttributeKey[str], value: str) -> None:
     workflow.upsert_search_attributes([key.value_set(value)])  # pyright: ignore[reportUnknownMemberType]
-
-
-async def _unless_cancelled(activity: Awaitable[T]) -> T:
-    """Return the activity's result; raise where a cancellation was asked for and it ended well all the same."""
-    result = await activity
-    if _cancel_requested():
-        raise asyncio.CancelledError
-    return result

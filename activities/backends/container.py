@@ -261,6 +261,7 @@ class ContainerBackend(Backend):
             task_queue=spec.task_queue,
             harness_url=url,
             readiness=spec.template.effective_readiness,
+            agent=not spec.template.is_bare,
         )
 
     async def _take_down(self, compute: Compute, folder: Path, *, late: bool = False) -> None:

@@ -138,6 +138,8 @@ def agent_config(spec: WorkspaceSpec, api_url: str) -> str:
             "heartbeat_interval_seconds": spec.template.heartbeat_interval.total_seconds(),
             "listen": {"host": "0.0.0.0", "port": AGENT_PORT},  # noqa: S104 (inside; outside it is published on one address)
             "announces_ready": True,
+            # No process of ours starts it with an environment that only the agent would see.
+            "harness": {**harness, "secrets": dict(spec.harness_env)} if (harness := spec.harness_config) else None,
         }
     )
 

@@ -1,15 +1,15 @@
 """The contract that every backend keeps."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from messages.activities import WorkspaceHandle
 from messages.names import compute_name, is_id
 from messages.statuses import BackendKind
 from messages.tasks import SavedResult, TaskInput
-from messages.templates import Template
+from messages.templates import HarnessAgent, Template
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,9 @@ async def unheard(_: str) -> None:
 class WorkspaceSpec:
     """What one attempt's workspace is to be. ``base_commit`` is what ``check`` returned; the token is a secret.
 
-    ``tell`` takes how far a long step is, as often as one likes; ``warn`` what the workspace lacks.
+    ``tell`` takes how far a long step is, as often as one likes; ``warn`` what the workspace lacks. ``harness_env`` is
+    the secret part of a harness server's environment, which it needs as soon as it is started: it is written to no disk
+    and stands in no command.
     """
 
     compute: Compute
@@ -62,6 +64,21 @@ class WorkspaceSpec:
     agent_token_sha256: str
     tell: Report = unheard
     warn: Report = unheard
+    harness_env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+
+    @property
+    def harness_config(self) -> dict[str, Any] | None:
+        """What our agent is told of the harness server that it is to start; None where there is none."""
+        agent = self.template.agent
+        if not isinstance(agent, HarnessAgent) or not agent.command:
+            return None
+        return {
+            "command": list(agent.command),
+            "env": agent.full_env,
+            "port": agent.port,
+            "token_env": agent.token_env,
+            "secret_env": sorted(self.harness_env),
+        }
 
 
 @dataclass(frozen=True)

@@ -370,7 +370,7 @@ class HostBackend(Backend):
                 record = (await self._prepare(spec, record, folder, lock)).model_copy(update={"prepared": True})
                 self._write(folder, record)
             write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
-            process = await to_its_end(self._start, spec.compute, folder, listener)
+            process = await to_its_end(self._start, spec, folder, listener)
         finally:
             listener.close()
         self._started(folder, record, process)
@@ -394,6 +394,7 @@ class HostBackend(Backend):
             "listen": {"host": "127.0.0.1", "port": port},
             # Nobody waits for an immediate workspace: its ready callback would only lengthen the task's history.
             "announces_ready": spec.template.effective_readiness is not Readiness.IMMEDIATE,
+            "harness": spec.harness_config,
         }
 
     def _agent_argv(self, command: str, folder: Path) -> list[str]:
@@ -403,12 +404,11 @@ class HostBackend(Backend):
     def _agent_env(self, compute: Compute) -> dict[str, str]:
         return {**self._env, COMPUTE_MARKER: compute.name}
 
-    def _start(self, compute: Compute, folder: Path, listener: socket.socket) -> ProcessId:
+    def _start(self, spec: WorkspaceSpec, folder: Path, listener: socket.socket) -> ProcessId:
         argv = [*self._agent_argv("serve", folder), "--listen-fd", str(listener.fileno())]
+        env = {**spec.harness_env, **self._agent_env(spec.compute)}
         try:
-            return processes.start(
-                argv, cwd=folder, env=self._agent_env(compute), log=folder / "agent.log", pass_fds=[listener.fileno()]
-            )
+            return processes.start(argv, cwd=folder, env=env, log=folder / "agent.log", pass_fds=[listener.fileno()])
         except OSError as e:
             raise ProvisionFailed(f"the workspace agent cannot be started: {e}", source=FailureSource.PROVIDER) from e
 

@@ -12,6 +12,7 @@ from messages.activities import (
     PreflightRequest,
     Release,
     ReleaseRequest,
+    SessionCreated,
     SessionRequest,
     TaskActivities,
     WorkspaceHandle,
@@ -67,9 +68,15 @@ class NoOpActivities(TaskActivities):
         return LastLook(error="there is no workspace")
 
     @activity.defn
-    async def create_session(self, request: SessionRequest) -> None:
+    async def create_session(self, request: SessionRequest) -> SessionCreated | None:
         """Say that the session was created."""
         await self._session_created(request)
+        return SessionCreated()
+
+    @activity.defn
+    async def follow_session(self, request: SessionRequest) -> SessionFinished:
+        """Say that it has ended."""
+        return finished(request, SessionStatus.COMPLETED)
 
     @activity.defn
     async def stop_session(self, request: SessionRequest) -> SessionFinished:

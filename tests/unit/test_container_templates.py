@@ -28,7 +28,8 @@ def test_an_image_is_all_that_it_needs() -> None:
 
 
 def test_an_image_without_our_agent_is_probed() -> None:
-    assert template({"image": "x", "workspace_agent": "none", "port": 8080}).effective_readiness is Readiness.PROBE
+    found = template({"image": "x", "workspace_agent": "none", "port": 8080}, agent={"kind": "harnessd"})
+    assert found.effective_readiness is Readiness.PROBE
 
 
 def test_memory_may_be_a_number() -> None:
@@ -55,6 +56,18 @@ def test_what_is_stored_is_read_again() -> None:
         ({"image": "x", "port": 80}, {}, "give both or neither"),
         ({"image": "x", "publish": "here"}, {}, "publish"),
         ({"image": "x"}, {"readiness": "immediate"}, "readiness 'immediate' is not for containers"),
+        ({"image": "x"}, {"agent": {"kind": "harnessd"}}, "needs the command that starts it"),
+        (
+            {"image": "x", "workspace_agent": "none", "port": 80},
+            {"agent": {"kind": "harnessd", "command": ["x"]}},
+            "nobody could start command",
+        ),
+        ({"image": "x", "workspace_agent": "none", "port": 80}, {}, "an image without our agent needs agent: {kind: h"),
+        (
+            {"image": "x", "workspace_agent": "none", "port": 80},
+            {"agent": {"kind": "harnessd"}, "readiness": "callback"},
+            "needs readiness: probe",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(container: dict[str, Any] | None, content: dict[str, Any], text: str) -> None:

@@ -26,7 +26,15 @@ from messages.statuses import (
     WorkspaceStatus,
 )
 from messages.tasks import TaskRequest
-from messages.templates import AGENT_PRESETS, INSTALL_COMMANDS, Template, agent_preset, how_to_install
+from messages.templates import (
+    AGENT_PRESETS,
+    INSTALL_COMMANDS,
+    CommandAgent,
+    HarnessAgent,
+    Template,
+    agent_preset,
+    how_to_install,
+)
 from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.tokens import InvalidToken, mint_callback_token, verify_callback_token
 
@@ -142,6 +150,11 @@ def test_a_bad_provision_timeout_in_the_environment_is_ignored_with_a_warning(
         ({"agnt": "shell"}, "unknown key 'agnt'; did you mean 'agent'?"),
         ({"agent": "shel"}, "unknown agent 'shel'; known: shell"),
         ({"agent": {"kind": "command", "command": ["ls"]}}, "{prompt}"),
+        ({"agent": {"kind": "harnesd", "command": ["ls"]}}, "'command', 'harnessd'"),
+        ({"agent": {"kind": "harnessd"}}, "needs the command that starts it"),
+        ({"agent": {"kind": "harnessd", "command": ["x"], "prot": 1}}, "did you mean 'port'?"),
+        ({"agent": {"kind": "harnessd", "command": ["x"], "token_env": "T"}}, "has to be one of required_env"),
+        ({"agent": {"kind": "harnessd", "command": ["x"]}, "readiness": "immediate"}, "readiness: callback or probe"),
         ({"backend": "vm"}, "not available in this release; use one of: local, worktree"),
         ({"setup": ["true"], "readiness": "immediate"}, "setup needs readiness: callback"),
         ({"session_timeout": "0s"}, "session_timeout must be positive"),
@@ -303,3 +316,24 @@ def test_what_is_wrong_is_told_in_words_for_people(body: dict[str, Any], told: s
 def test_all_parts_carry_the_release_that_is_built() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     assert {VERSION, agent.__version__} == {project["version"]}
+
+
+def test_a_harness_is_waited_for_and_told_where_to_listen() -> None:
+    given = template(agent={"kind": "harnessd", "command": ["harnessd"], "env": {"A": "{port}"}})
+    assert given.effective_readiness is Readiness.CALLBACK
+    assert isinstance(given.agent, HarnessAgent)
+    assert given.agent.full_env == {"HARNESS_ADDR": "127.0.0.1:{port}", "A": "{port}"}
+    assert Template.model_validate_json(given.model_dump_json()) == given
+    own = template(agent={"kind": "harnessd", "command": ["x"], "env": {"HARNESS_ADDR": "0.0.0.0:{port}"}}).agent
+    assert isinstance(own, HarnessAgent)
+    assert own.full_env == {"HARNESS_ADDR": "0.0.0.0:{port}"}
+
+
+def test_an_agent_without_a_kind_is_a_command() -> None:
+    assert template(agent={"command": ["run", "{prompt}"]}).agent == CommandAgent(command=("run", "{prompt}"))
+
+
+def test_an_unknown_kind_of_agent_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValidationError) as refused:
+        template(agent={"kind": "harnesd", "command": ["ls"]})
+    assert str(first_trouble(refused.value)) == "agent: kind has to be one of: command, harnessd"

@@ -22,6 +22,7 @@ from messages.activities import (
     PreflightRequest,
     Release,
     ReleaseRequest,
+    SessionCreated,
     SessionRequest,
     TaskActivities,
     WorkspaceHandle,
@@ -91,8 +92,12 @@ class ScriptedActivities(TaskActivities):
         return await self._run("look_once_more", handle, LastLook(error="connection refused"))
 
     @activity.defn
-    async def create_session(self, request: SessionRequest) -> None:
-        await self._run("create_session", request, None)
+    async def create_session(self, request: SessionRequest) -> SessionCreated | None:
+        return await self._run("create_session", request, None)
+
+    @activity.defn
+    async def follow_session(self, request: SessionRequest) -> SessionFinished:
+        return await self._run("follow_session", request, finished(request.task))
 
     @activity.defn
     async def stop_session(self, request: SessionRequest) -> SessionFinished:
@@ -116,6 +121,7 @@ class ScriptedActivities(TaskActivities):
             self.probe_workspace,
             self.look_once_more,
             self.create_session,
+            self.follow_session,
             self.stop_session,
             self.release_workspace,
             self.finish_task,

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -188,3 +189,29 @@ def test_secrets_reach_the_harness_and_nobody_else(
     assert agent.finished("s-1")["summary"] == "nothing"
     assert "the-token" not in (agent.folder / "config.json").read_text()
     assert "the-token" not in json.dumps([c.body for c in api.received])
+
+
+def test_a_port_that_is_taken_fails_the_boot_instead_of_talking_to_a_stranger(
+    with_harness: Make, api: CallbackApi
+) -> None:
+    """S23"""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with_harness(harness={"port": port}).start()
+        api.wait_for(lambda: api.count("provisioning-failed"))
+    assert api.find("provisioning-failed")["error_message"] == (
+        f"port {port}, where the harness is to listen, cannot be used: Address already in use"
+    )
+
+
+def test_a_fixed_port_and_secrets_in_the_configuration_are_used(with_harness: Make, api: CallbackApi) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    more = {"port": port, "token_env": "HARNESS_TOKEN", "secrets": {"HARNESS_TOKEN": "the-token"}}
+    agent = with_harness()
+    agent.config["harness"] |= more
+    agent.config["harness"]["env"]["HARNESS_FAULTS"] = "needs token"
+    agent.start()
+    api.wait_for(lambda: api.count("ready"))
+    assert f"listening on {port}\n" in (agent.state / "harness.log").read_text()
+    assert agent.request("POST", "/v1/runs", {"prompt": "say x"}).status == 202
