@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from messages.statuses import TaskStatus, Verdict, WorkspaceStatus
+from messages.statuses import BackendKind, TaskStatus, Verdict, WorkspaceStatus
 from messages.tasks import TaskInput
 
 
@@ -24,6 +24,24 @@ class CallbackState:
     status: WorkspaceStatus
     owner_workflow_id: str
     verdict: Verdict | None
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A living workspace and when it was heard last.
+
+    ``silent_seconds`` is 0 before its first heartbeat; ``has_session``: a session of its attempt has not ended.
+    """
+
+    workspace_id: str
+    attempt: int
+    task_id: str
+    backend: BackendKind
+    host_id: str | None
+    harness_url: str | None
+    has_session: bool
+    silent_seconds: float
+    interval_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

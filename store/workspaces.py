@@ -2,6 +2,7 @@
 
 import builtins
 from datetime import datetime
+from typing import Any
 
 from messages.activities import WorkspaceHandle
 from messages.callbacks import BootLogBody, HeartbeatBody, log_tail
@@ -10,6 +11,8 @@ from messages.statuses import (
     EventKind,
     FailureSource,
     Readiness,
+    SessionStatus,
+    TaskStatus,
     TaskStep,
     Verdict,
     WorkspaceStatus,
@@ -19,7 +22,7 @@ from messages.views import BootLogEntry, WorkspaceView
 from store.attempts import begin_attempt
 from store.changes import CHANNEL
 from store.database import Connection, Group, scalar, statement, transaction
-from store.records import CallbackState
+from store.records import Beat, CallbackState
 from store.task_env import forget_env
 from store.transitions import (
     LockedWorkspace,
@@ -83,6 +86,18 @@ _HEARTBEAT = """
         heartbeat = %(heartbeat)s
     WHERE id = %(workspace_id)s AND attempt = %(attempt)s
 """
+_BEATS = """
+    SELECT w.id AS workspace_id, w.attempt, w.task_id, w.backend, w.host_id, w.harness_url,
+           EXISTS (
+               SELECT FROM sessions s
+               WHERE s.workspace_id = w.id AND s.attempt = w.attempt AND s.status = ANY(%(open)s::session_status[])
+           ) AS has_session,
+           coalesce(extract(epoch FROM now() - w.last_heartbeat_at), 0)::float8 AS silent_seconds,
+           extract(epoch FROM (t.input->'template'->>'heartbeat_interval')::interval)::float8 AS interval_seconds
+    FROM tasks t JOIN workspaces w ON w.id = t.workspace_id
+    WHERE t.status = %(running)s AND w.status = ANY(%(alive)s::workspace_status[])
+"""
+_ALIVE = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED)
 _LOCK_CURRENT = """
     SELECT 1 AS current FROM workspaces WHERE id = %(workspace_id)s AND attempt = %(attempt)s FOR NO KEY UPDATE
 """
@@ -316,6 +331,15 @@ class WorkspaceStore(Group):
         )
         return bool(beaten.rowcount)
 
+    @statement
+    async def beats(self, connection: Connection) -> builtins.list[Beat]:
+        """Return every living workspace of a running task, and for how long it has been silent."""
+        open_sessions = [status for status in SessionStatus if not status.is_final]
+        found = await connection.execute(
+            _BEATS, {"open": open_sessions, "running": TaskStatus.RUNNING, "alive": list(_ALIVE)}
+        )
+        return [_beat(row) for row in await found.fetchall()]
+
     @transaction
     async def append_boot_log(self, connection: Connection, workspace_id: str, attempt: int, body: BootLogBody) -> bool:
         """Add an entry to the current attempt's boot log, of which the newest 50 are kept; a repeat is stored once."""
@@ -342,6 +366,11 @@ class WorkspaceStore(Group):
         """Return what is kept of the boot log of a task's workspace since the entry ``after``, oldest first."""
         found = await connection.execute(_READ_BOOT_LOG, {"task_id": task_id, "after": after})
         return [BootLogEntry.model_validate(row) for row in await found.fetchall()]
+
+
+def _beat(row: dict[str, Any]) -> Beat:
+    row["backend"] = BackendKind(row["backend"])
+    return Beat(**row)
 
 
 def _unexplained(workspace: LockedWorkspace, verdict: Verdict) -> ProvisionFailure:

@@ -22,6 +22,7 @@ from activities.backends.worktree import WorktreeBackend
 from activities.container_watcher import ContainerWatcher
 from activities.errors import ActivityFailure, WorkspaceUnreachable
 from activities.heartbeat import HeartbeatInterceptor
+from activities.silence import SilenceWatcher, Surroundings
 from activities.task_activities import ActivitySettings, TaskActivitiesImpl
 from activities.watcher import ProcessWatcher, signal_owner
 from messages.activities import TaskActivities
@@ -85,9 +86,16 @@ async def running_worker(
         httpx.AsyncClient(trust_env=False) as http,
         ProcessWatcher(watched, announce) as processes,
         ContainerWatcher(container, announce) as containers,
+        SilenceWatcher(
+            Surroundings(client=client, registry=registry, keys=keys, http=http, api_url=host.api_url),
+            host.host_id,
+            backends,
+            announce,
+        ) as silence,
     ):
 
         async def watch(kind: BackendKind, compute: Compute) -> None:
+            silence.look_soon()
             if kind is BackendKind.CONTAINER:
                 await containers.watch(compute)
             else:

@@ -1,6 +1,8 @@
 """kill -9 of the workspace agent, at every step: noticed at once, told clearly, cleaned up, and what it did is kept."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from messages.statuses import (
 )
 from messages.views import TaskView
 from tests.support.git_repositories import files_of, git, make_dirty, snapshot
-from tests.support.stack import Gate, Process, Stack, folder_of, kill_agent, unique
+from tests.support.stack import Gate, Process, Stack, agent_of, folder_of, kill_agent, unique
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -190,3 +192,45 @@ async def test_a_session_that_kills_its_own_agent_is_interrupted(stack: Stack, h
     assert view.session.status is SessionStatus.INTERRUPTED
     assert files_of(repository, f"taskrunner/{task}")["done"] == "half"
     assert not folder_of(home, view).exists()
+
+
+@pytest.mark.parametrize("kind", ["local", "worktree"])
+@pytest.mark.usefixtures("worker")
+async def test_an_agent_that_freezes_is_interrupted_and_cleaned_up(
+    stack: Stack, home: Path, repository: Path, kind: str
+) -> None:
+    """S28, S44: it has not ended, it only says nothing any more. What was done until then is kept."""
+    template = stack.template(backend=kind, heartbeat_interval="1s")
+    task = await stack.submit(
+        "echo half > done; echo said; sleep 600", template=template, repository=(repository, HOST)
+    )
+    view = await stack.until(task, lambda view: view.session and view.session.output_bytes)
+    frozen_at = time.monotonic()
+    os.kill(agent_of(view).pid, signal.SIGSTOP)
+    view = await stack.until(task, lambda view: view.step is TaskStep.RELEASING, timeout=30)
+    # 3 heartbeats, one question that is not answered within 3 s, and what a busy machine needs
+    assert 2 < time.monotonic() - frozen_at < 15
+    view = await stack.ended(task, timeout=60)
+    assert view.status is TaskStatus.FAILED
+    assert view.session is not None
+    assert view.session.status is SessionStatus.INTERRUPTED
+    assert "went silent" in (view.session.error or "")
+    assert "its agent does not answer" in (view.error or "")
+    assert view.result is not None
+    assert view.workspace is not None
+    assert view.workspace.status is WorkspaceStatus.REMOVED
+    assert not folder_of(home, view).exists()
+    assert await stack.left_over() == {}
+    if kind == "worktree":
+        assert files_of(repository, f"taskrunner/{task}")["done"] == "half"
+        git(repository, "branch", "-D", f"taskrunner/{task}")
+
+
+@pytest.mark.usefixtures("worker")
+async def test_heartbeats_that_come_leave_nothing_in_the_history(stack: Stack) -> None:
+    """S28: however many of them a session outlasts."""
+    template = stack.template(backend="local", heartbeat_interval="1s")
+    task = await stack.submit("sleep 6", template=template)
+    await stack.completed(task)
+    assert await stack.signals(task) == ["session_finished"]
+    assert len(await stack.history(task)) <= 40
