@@ -265,7 +265,8 @@ class Template(Manifest):
     @property
     def is_bare(self) -> bool:
         """Whether the workspace is an image without our agent."""
-        return self.container is not None and self.container.workspace_agent is WorkspaceAgent.NONE
+        section = self.container if self.backend is BackendKind.CONTAINER else None
+        return section is not None and section.workspace_agent is WorkspaceAgent.NONE
 
     @property
     def effective_readiness(self) -> Readiness:

@@ -15,7 +15,7 @@ from messages.keys import Keyring, create_keys
 from store.registry import Registry
 from store.schema import migrate
 
-pytest_plugins = ["tests.support.temporal"]
+pytest_plugins = ["tests.support.temporal", "tests.support.docker"]
 
 _numbers = itertools.count(1)
 

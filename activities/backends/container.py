@@ -236,12 +236,16 @@ class ContainerBackend(Backend):
             raise await self._containers.ended(spec.compute, found)
         agent = spec_of.has_agent(spec_of.section(spec.template))
         api_url = await self._reach.api_url() if agent else ""
-        image = await self.prepare_image(spec)
-        record = self._write(folder, self._new_record(spec))
-        if found is None:
-            await self._containers.create(spec)
-        record = self._write(folder, record, created=True)
-        await self._contents.put(spec, api_url, image)
+        async with self._contents.checkout(spec) as checkout:
+            image = await self.prepare_image(spec)
+            record = self._write(folder, self._new_record(spec))
+            if found is None:
+                found = await self._containers.create(spec)
+            record = self._write(folder, record, created=True)
+            if found and found["State"]["Running"]:
+                self._write(folder, record, started=True)
+                return self._handle(spec, found)
+            await self._contents.put(spec, await checkout, api_url, image)
         handle = self._handle(spec, await self._containers.start(spec, image))
         self._write(folder, record, started=True)
         return handle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, TYPE_CHECKING, Any
@@ -10,8 +12,7 @@ from activities.backends import container_spec as spec_of
 from activities.backends.container_files import (
     Owner,
     UnusableArchive,
-    pack_files,
-    pack_tree,
+    pack,
     read_member,
     unpack_tree,
     user_ids,
@@ -25,7 +26,7 @@ from messages.statuses import FailureSource
 from messages.templates import WorkspaceAgent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Mapping
 
     from activities.backends.contract import Compute, WorkspaceSpec
     from activities.backends.host_copies import HostCopies
@@ -44,26 +45,41 @@ class Contents:
         self._docker = docker
         self._home = home
         self._copies = copies
+        self._zipapp: Path | None = None
 
-    async def put(self, spec: WorkspaceSpec, api_url: str, image: Mapping[str, Any]) -> None:
+    @asynccontextmanager
+    async def checkout(self, spec: WorkspaceSpec) -> AsyncGenerator[Awaitable[Path]]:
+        """Make the checkout on this host, while other things are done; yields what to wait for.
+
+        It goes with the context. Raises ``ProvisionFailed`` where it is waited for.
+        """
+        agent = await self._agent()
+        with TemporaryDirectory(dir=self._home, prefix=".checkout-") as folder:
+            making = asyncio.ensure_future(self._copies.make(spec, agent, Path(folder)))
+            try:
+                yield making
+            finally:
+                making.cancel()
+                await asyncio.gather(making, return_exceptions=True)
+
+    async def put(self, spec: WorkspaceSpec, checkout: Path, api_url: str, image: Mapping[str, Any]) -> None:
         """Put the checkout, our agent and its configuration in. Raises ``ProvisionFailed``."""
         container = spec_of.section(spec.template)
         owner = await self._owner(spec, spec_of.user_of(image))
-        agent = await to_its_end(agent_zipapp, self._home)
         files: dict[str, bytes] = {}
         if spec_of.has_agent(container):
             files["config.json"] = spec_of.agent_config(spec, api_url).encode()
         if container.workspace_agent is WorkspaceAgent.MOUNT:
-            files["agent.pyz"] = agent.read_bytes()
-        await self._put(spec, pack_files(spec_of.FOLDER, files, owner))
-        with (
-            TemporaryDirectory(dir=self._home, prefix=".checkout-") as folder,
-            TemporaryFile(dir=self._home) as archive,
-        ):
-            checkout = await self._copies.make(spec, agent, Path(folder))
-            await to_its_end(pack_tree, checkout, spec_of.CHECKOUT, owner, archive)
+            files["agent.pyz"] = (await self._agent()).read_bytes()
+        with TemporaryFile(dir=self._home) as archive:
+            await to_its_end(pack, spec_of.FOLDER, files, checkout, owner, archive)
             archive.seek(0)
             await self._put(spec, archive)
+
+    async def _agent(self) -> Path:
+        if self._zipapp is None or not self._zipapp.exists():
+            self._zipapp = await to_its_end(agent_zipapp, self._home)
+        return self._zipapp
 
     async def fetch(self, compute: Compute, target: Path) -> bool:
         """Write what is in the checkout of a stopped container to ``target``; False where there is none any more.
@@ -112,7 +128,7 @@ class Contents:
         except NotFound:
             return ""
 
-    async def _put(self, spec: WorkspaceSpec, archive: bytes | IO[bytes]) -> None:
+    async def _put(self, spec: WorkspaceSpec, archive: IO[bytes]) -> None:
         from docker.errors import APIError
 
         try:

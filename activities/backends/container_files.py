@@ -35,23 +35,20 @@ class UnusableArchive(Exception):
     """What came out of the container cannot be unpacked; the text says why."""
 
 
-def pack_files(folder: PurePosixPath, files: Mapping[str, bytes], owner: Owner) -> bytes:
-    """Return a tar of ``folder`` (mode 0700) with ``files`` in it (mode 0600), and an empty folder ``state``."""
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as archive:
+def pack(folder: PurePosixPath, files: Mapping[str, bytes], checkout: Path | None, owner: Owner, to: IO[bytes]) -> None:
+    """Write a tar of ``folder`` (mode 0700) to ``to``: ``files`` (mode 0600), an empty ``state``, and ``checkout``.
+
+    All of it belongs to ``owner``.
+    """
+    with tarfile.open(fileobj=to, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for name in (str(folder), f"{folder}/state"):
             archive.addfile(_owned(_folder(name), owner))
         for name, content in files.items():
             entry = tarfile.TarInfo(f"{folder}/{name}")
             entry.mode, entry.size = 0o600, len(content)
             archive.addfile(_owned(entry, owner), io.BytesIO(content))
-    return target.getvalue()
-
-
-def pack_tree(source: Path, name: PurePosixPath, owner: Owner, target: IO[bytes]) -> None:
-    """Write a tar of ``source`` under ``name`` to ``target``; everything in it belongs to ``owner``."""
-    with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        archive.add(source, str(name), filter=lambda entry: _owned(entry, owner))
+        if checkout:
+            archive.add(checkout, f"{folder}/checkout", filter=lambda entry: _owned(entry, owner))
 
 
 def user_ids(user: str, passwd: str, group: str) -> Owner:

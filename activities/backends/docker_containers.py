@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from activities.backends.contract import Compute, WorkspaceSpec
 
 _LOG_LINES = 200
-_LOOKS = 50
+_LOOKS = 100
 _LOOK_SECONDS = 0.1
 
 
@@ -41,8 +41,11 @@ class Containers:
         except NotFound:
             return None
 
-    async def create(self, spec: WorkspaceSpec) -> None:
-        """Create the container, or find the one that an earlier try has made. Raises ``ProvisionFailed``."""
+    async def create(self, spec: WorkspaceSpec) -> dict[str, Any] | None:
+        """Create the container. Raises ``ProvisionFailed``.
+
+        Where another process does the same right now, its container is returned, once it runs or when it should.
+        """
         from docker.errors import APIError
 
         arguments = spec_of.create_arguments(spec, self._owner)
@@ -53,10 +56,11 @@ class Containers:
 
         try:
             await self._docker.call(create)
+            return None
         except APIError as e:
             if status_of(e) == 409:
-                if await self._made_meanwhile(spec.compute):
-                    return
+                if found := await self._made_meanwhile(spec.compute):
+                    return found
                 raise ProvisionFailed(
                     f"there is a container {spec.compute.name!r} that is not ours; rename it: docker rename "
                     f"{spec.compute.name} other-{spec.compute.name}",
@@ -65,13 +69,19 @@ class Containers:
             name = spec_of.section(spec.template).image
             raise explained(e, doing=f"creating container {spec.compute.name}", image=name) from e
 
-    async def _made_meanwhile(self, compute: Compute) -> bool:
-        """Tell whether a container whose name is taken is ours. Docker takes the name a moment before it is there."""
+    async def _made_meanwhile(self, compute: Compute) -> dict[str, Any] | None:
+        """Return the container whose name is taken; None where it is not ours.
+
+        Docker takes the name a moment before the container is there, and tells nobody when it is filled: to fill it
+        too would pull what runs from under its feet.
+        """
+        found = None
         for _ in range(_LOOKS):
-            if found := await self._look(compute):
-                return self._owner.owns(found, compute)
+            found = await self._look(compute)
+            if found and (not self._owner.owns(found, compute) or not spec_of.never_started(found)):
+                break
             await asyncio.sleep(_LOOK_SECONDS)
-        return False
+        return found if found and self._owner.owns(found, compute) else None
 
     async def start(self, spec: WorkspaceSpec, image: Mapping[str, Any]) -> dict[str, Any]:
         """Start the container and return what Docker knows of it. Raises ``ProvisionFailed``, also if it has ended."""

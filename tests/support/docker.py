@@ -1,4 +1,7 @@
-"""A real Docker daemon for tests, with its own data, socket and bridge, and images that no registry is needed for."""
+"""A real Docker daemon for tests, with its own data, socket and bridge, and images that no registry is needed for.
+
+PYTEST_DONT_REWRITE: test modules import this before pytest makes it a plugin.
+"""
 
 import asyncio
 import hashlib
@@ -17,7 +20,7 @@ from typing import Any
 import docker
 import pytest
 
-from activities.backends.container_files import Owner, pack_files
+from activities.backends.container_files import Owner, pack
 from activities.backends.contract import Compute
 
 IMAGE = "taskrunner-test:python"
@@ -199,5 +202,26 @@ def snapshot(daemon: Daemon) -> dict[str, set[str]]:
 async def end(daemon: Daemon, compute: Compute) -> None:
     """Let a container that runs ``UNTIL_TOLD`` end, and return when it has."""
     client = daemon.client()
-    await asyncio.to_thread(client.put_archive, compute.name, "/", pack_files(PurePosixPath("told"), {}, Owner(0, 0)))
+    told = io.BytesIO()
+    pack(PurePosixPath("told"), {}, None, Owner(0, 0), told)
+    await asyncio.to_thread(client.put_archive, compute.name, "/", told.getvalue())
     await asyncio.to_thread(client.wait, compute.name)
+
+
+@pytest.fixture(scope="session")
+def daemon() -> Iterator[Daemon]:
+    """One daemon for all tests, with the base image in it."""
+    with running_daemon() as daemon:
+        import_image(daemon)
+        yield daemon
+
+
+@pytest.fixture
+def leaves_no_container(daemon: Daemon) -> Iterator[None]:
+    """See that a test leaves no container, network or volume; what it left is removed, so that it fails no other."""
+    before = snapshot(daemon)
+    yield
+    after = snapshot(daemon)
+    for name in after["containers"] - before["containers"]:
+        daemon.client().remove_container(name, force=True, v=True)
+    assert after == before

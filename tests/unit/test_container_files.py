@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from activities.backends.container_files import Owner, UnusableArchive, pack_files, pack_tree, unpack_tree, user_ids
+from activities.backends.container_files import Owner, UnusableArchive, pack, unpack_tree, user_ids
 
 
 def archive(*entries: Callable[[tarfile.TarFile], None]) -> list[bytes]:
@@ -125,12 +125,13 @@ def test_what_goes_in_belongs_to_the_image_s_user(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source/run").write_text("x")
     target = io.BytesIO()
-    pack_tree(tmp_path / "source", PurePosixPath("/taskrunner/checkout"), Owner(4711, 4712), target)
-    packed = [target.getvalue(), pack_files(PurePosixPath("/taskrunner"), {"config.json": b"{}"}, Owner(4711, 4712))]
-    for data in packed:
-        with tarfile.open(fileobj=io.BytesIO(data)) as made:
-            assert {(entry.uid, entry.gid) for entry in made} == {(4711, 4712)}
-            assert not [entry.name for entry in made if entry.name.endswith("config.json") and entry.mode != 0o600]
+    pack(PurePosixPath("/taskrunner"), {"config.json": b"{}"}, tmp_path / "source", Owner(4711, 4712), target)
+    with tarfile.open(fileobj=io.BytesIO(target.getvalue())) as made:
+        assert {(entry.uid, entry.gid) for entry in made} == {(4711, 4712)}
+        modes = {entry.name.lstrip("/"): entry.mode & 0o777 for entry in made}
+    assert modes["taskrunner"] == 0o700
+    assert modes["taskrunner/config.json"] == 0o600
+    assert "taskrunner/checkout/run" in modes
 
 
 PASSWD = "root:x:0:0::/root:/bin/sh\nworker:x:4711:4712::/:/bin/sh\n"

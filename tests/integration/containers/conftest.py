@@ -9,7 +9,7 @@ from activities.backends.container import ContainerBackend
 from activities.backends.contract import WorkspaceSpec
 from messages.statuses import BackendKind
 from tests.support.callback_api import CallbackApi
-from tests.support.docker import IMAGE, Daemon, import_image, running_daemon, snapshot
+from tests.support.docker import IMAGE, Daemon
 from tests.support.git_repositories import git, make_repository
 from tests.support.hosts import HOST, make_spec, make_task
 from tests.support.registry import Registry
@@ -17,22 +17,9 @@ from tests.support.registry import Registry
 INSTALLATION = "i-test"
 
 
-@pytest.fixture(scope="session")
-def daemon() -> Iterator[Daemon]:
-    with running_daemon() as daemon:
-        import_image(daemon)
-        yield daemon
-
-
 @pytest.fixture(autouse=True)
-def _leaves_nothing(daemon: Daemon) -> Iterator[None]:
-    before = snapshot(daemon)
-    yield
-    after = snapshot(daemon)
-    client = daemon.client()
-    for name in after["containers"] - before["containers"]:  # so that a test that failed fails no other
-        client.remove_container(name, force=True, v=True)
-    assert after == before
+def _leaves_nothing(leaves_no_container: None) -> None:
+    """Every test here looks at what is left."""
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Containers that end by themselves: noticed at once, with nothing that polls."""
 
 import asyncio
+import gc
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -118,6 +119,7 @@ async def test_an_unhealthy_container_fails_with_what_its_check_said(workshop: W
     assert failed.error == "the image's health check says that it is unhealthy: exit code 1: the database is missing"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
 @pytest.mark.parametrize("live_restore", [False, True], ids=["plain", "live-restore"])
 async def test_a_daemon_that_dies_and_comes_back(workshop: Workshop, daemon: Daemon, live_restore: bool) -> None:
     """S21: its containers go on with live-restore; without, they are lost, and that is said."""
@@ -146,3 +148,4 @@ async def test_a_daemon_that_dies_and_comes_back(workshop: Workshop, daemon: Dae
     finally:
         daemon.stop()
         daemon.start()
+        gc.collect()

@@ -1,0 +1,83 @@
+"""A Docker daemon on another machine: nothing but its API and its network is shared with it."""
+
+import asyncio
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+
+from activities.errors import BackendUnusable
+from tests.integration.containers.conftest import Workshop
+from tests.integration.containers.test_container_life import run
+from tests.support.docker import Daemon
+
+
+@pytest.fixture
+def remote(daemon: Daemon) -> Iterator[dict[str, str]]:
+    """The environment of whoever reaches the daemon over TCP at an address that is not loopback."""
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.socket(socket.AF_UNIX) as there:
+                there.connect(str(daemon.socket))
+                back = threading.Thread(target=copy, args=(there, self.request))
+                back.start()
+                copy(self.request, there)
+                back.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server((daemon.gateway, 0), Forward) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield {**daemon.environ, "DOCKER_HOST": f"tcp://{daemon.gateway}:{server.server_address[1]}"}
+        server.shutdown()
+
+
+async def test_preflight_says_what_to_set(workshop: Workshop, daemon: Daemon, remote: dict[str, str]) -> None:
+    backend = workshop.backend(environ=remote)
+    with pytest.raises(BackendUnusable, match=r"set container\.publish in the template to an address of that machine"):
+        await backend.check(workshop.spec().task)
+    spec = workshop.spec(container={"publish": daemon.gateway})
+    with pytest.raises(BackendUnusable, match="set TASKRUNNER_PUBLIC_URL to the URL at which containers there reach"):
+        await backend.check(spec.task)
+    for url in ("http://127.0.0.1:8070", "http://localhost:8070"):
+        with pytest.raises(BackendUnusable, match="which inside a container is the container itself"):
+            await workshop.backend(environ=remote, public_url=url).check(spec.task)
+
+
+@pytest.mark.parametrize("publish", ["{gateway}", "0.0.0.0"])
+async def test_a_workspace_lives_there(
+    workshop: Workshop, daemon: Daemon, remote: dict[str, str], publish: str
+) -> None:
+    backend = workshop.backend(environ=remote, public_url=workshop.api.url)
+    spec = workshop.spec(container={"publish": publish.format(gateway=daemon.gateway)})
+    assert await backend.check(spec.task) is None
+    handle = await backend.provision(spec)
+    try:
+        assert handle.harness_url.startswith(f"http://{daemon.gateway}:")
+        await asyncio.to_thread(workshop.api.wait_for, lambda: workshop.api.count("ready") == 1)
+        await run(handle.harness_url, spec, "echo new > new.txt")
+        kept = await backend.save_result(spec.compute, None)
+        assert kept
+        assert kept.result.files_changed == 1
+    finally:
+        await backend.destroy(spec.compute)
+
+
+async def test_without_anybody_who_opens_a_door_a_url_is_needed(workshop: Workshop) -> None:
+    backend = workshop.backend(open_door=None)
+    with pytest.raises(BackendUnusable, match="set TASKRUNNER_PUBLIC_URL"):
+        await backend.check(workshop.spec().task)
