@@ -28,6 +28,7 @@ from typing import ClassVar
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, FailureError
 
+from activities.heartbeat import failures_so_far
 from messages.callbacks import log_tail
 from messages.errors import ErrorType
 from messages.statuses import FailureSource
@@ -173,7 +174,6 @@ def _text(error: Exception) -> str:
 
 
 def _count_failure() -> int:
-    details = activity.info().heartbeat_details
-    failures = (details[0] if details and isinstance(details[0], int) else 0) + 1
+    failures = failures_so_far() + 1
     activity.heartbeat(failures)  # the next attempt is handed it, whatever becomes of this worker
     return failures

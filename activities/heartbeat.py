@@ -2,22 +2,52 @@
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
+from messages.errors import ErrorType
+
 BEATS_PER_TIMEOUT = 3
+T = TypeVar("T")
 
 _details: ContextVar[list[Any]] = ContextVar("heartbeat details")
 
 
-def note(*details: Any) -> None:
-    """Beat with ``details`` now, and with every beat from now on: the Temporal UI and the next attempt see them."""
+def failures_so_far() -> int:
+    """Return how many earlier attempts have counted as failures (``activities/errors.py``): the first detail."""
+    details = activity.info().heartbeat_details
+    return details[0] if details and isinstance(details[0], int) else 0
+
+
+def note(text: str) -> None:
+    """Beat with ``text`` now, and with every beat from now on: the Temporal UI shows it."""
+    details = (failures_so_far(), text)
     if (kept := _details.get(None)) is not None:
         kept[:] = details
     activity.heartbeat(*details)
+
+
+async def until_worker_stops(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``work``, which may take for ever and can be begun anew by anybody.
+
+    Where the worker stops it is left to the next one at once, instead of holding up the stop for as long as others get.
+    """
+    working = asyncio.ensure_future(work)
+    stopping = asyncio.ensure_future(activity.wait_for_worker_shutdown())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ApplicationError("the worker stops; the next one goes on", type=ErrorType.UNAVAILABLE)
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
 
 
 class HeartbeatInterceptor(Interceptor):

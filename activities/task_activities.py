@@ -24,7 +24,7 @@ from activities.errors import (
 from activities.files import until_done
 from activities.harness_client import HarnessClient
 from activities.harness_session import Follower, create_run, stop_run
-from activities.heartbeat import note
+from activities.heartbeat import note, until_worker_stops
 from activities.reports import ProvisioningReports
 from messages.activities import (
     AttemptRequest,
@@ -177,18 +177,8 @@ class TaskActivitiesImpl(TaskActivities):
     @activity.defn
     async def probe_workspace(self, handle: WorkspaceHandle) -> LastLook:
         """See :meth:`TaskActivities.probe_workspace`."""
-        pause = FIRST_PROBE_PAUSE_SECONDS
         with as_application_errors():
-            while True:
-                try:
-                    look = await self._health(handle)
-                except WorkspaceUnreachable as e:  # the compute's own end is the watcher's business
-                    look = LastLook(error=str(e))
-                if look.ready or look.failed:
-                    return look
-                note(look.error)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, LONGEST_PROBE_PAUSE_SECONDS)
+            return await until_worker_stops(self._probe_until_ready(handle))
 
     @activity.defn
     async def look_once_more(self, handle: WorkspaceHandle) -> LastLook:
@@ -271,7 +261,8 @@ class TaskActivitiesImpl(TaskActivities):
 
         with as_application_errors():
             harness = self._harness(handle, request.task, await self._session_env(request.task))
-            return await Follower(harness, request, self._registry.sessions, find_loss).follow()
+            follower = Follower(harness, request, self._registry.sessions, find_loss)
+            return await until_worker_stops(follower.follow())
 
     @activity.defn
     async def stop_session(self, request: SessionRequest) -> SessionFinished:
@@ -402,6 +393,19 @@ class TaskActivitiesImpl(TaskActivities):
             if found.alive:
                 return LastLook(error=str(e))
             return hopeless(handle, f"the workspace ended by itself: {found.ending}", found.log_tail)
+
+    async def _probe_until_ready(self, handle: WorkspaceHandle) -> LastLook:
+        pause = FIRST_PROBE_PAUSE_SECONDS
+        while True:
+            try:
+                look = await self._health(handle)
+            except WorkspaceUnreachable as e:  # the compute's own end is the watcher's business
+                look = LastLook(error=str(e))
+            if look.ready or look.failed:
+                return look
+            note(look.error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, LONGEST_PROBE_PAUSE_SECONDS)
 
     async def _health(self, handle: WorkspaceHandle) -> LastLook:
         """Ask the workspace once. Raises ``WorkspaceUnreachable`` where no agent of ours answers."""

@@ -32,6 +32,13 @@ from messages.statuses import BackendKind
 from store.registry import Registry
 from workflows.task_runner import TaskRunner
 
+ACTIVITIES_AT_ONCE = 500
+"""How many activities of a queue one worker carries out at once. The SDK's 100 would be used up by that many sessions
+of harnesses, which are followed for as long as they run, and nothing else on that host would begin any more."""
+
+_CONNECTIONS = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+"""Each session that is followed holds one; httpx's own limit of 100 would keep all others waiting."""
+
 GRACEFUL_SHUTDOWN = timedelta(seconds=10)
 """What activities get to finish in; they run again elsewhere, or here at the next start, if it is not enough."""
 
@@ -83,7 +90,7 @@ async def running_worker(
     watched = {BackendKind.LOCAL: local, BackendKind.WORKTREE: worktree}
     async with (
         # Workspaces are reached directly, whatever proxy the environment names for the rest of the world.
-        httpx.AsyncClient(trust_env=False) as http,
+        httpx.AsyncClient(trust_env=False, limits=_CONNECTIONS) as http,
         ProcessWatcher(watched, announce) as processes,
         ContainerWatcher(container, announce) as containers,
         SilenceWatcher(
@@ -186,6 +193,7 @@ def new_worker(
         identity=f"{os.getpid()}@{host_id}",
         sticky_queue_schedule_to_start_timeout=_STICKY_SECONDS,
         graceful_shutdown_timeout=GRACEFUL_SHUTDOWN,
+        max_concurrent_activities=ACTIVITIES_AT_ONCE,
         max_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
         default_heartbeat_throttle_interval=_HEARTBEAT_THROTTLE,
     )

@@ -1,5 +1,6 @@
 """Whole tasks whose agent is a harness server: from its start to the branch, and through what can go wrong."""
 
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from messages.statuses import EventKind, FailureSource, SessionStatus, TaskStatu
 from tests.support.git_repositories import files_of
 from tests.support.harness import HarnessDouble
 from tests.support.stack import Gate, Process, Stack, folder_of
+from workers.worker import GRACEFUL_SHUTDOWN
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -106,15 +108,18 @@ async def test_cancelling_a_task_ends_its_run(stack: Stack, tmp_path: Path) -> N
     assert double.cancels == 1
 
 
-async def test_a_run_is_followed_on_by_the_next_worker(stack: Stack, gate: Gate, tmp_path: Path) -> None:
-    """S21: kill -9 of the worker in the middle of a run: one run, and every line of it once."""
+@pytest.mark.parametrize("how", ["kill", "stop"])
+async def test_a_run_is_followed_on_by_the_next_worker(stack: Stack, gate: Gate, tmp_path: Path, how: str) -> None:
+    """S21: one run, and every line of it once. A worker that is told to stop does not wait for the run's end."""
     double = HarnessDouble(tmp_path / "harness")
     home = tmp_path / "home"
     template = stack.template(backend="local", agent=double.agent())
     async with stack.worker("other-host", home) as worker:
         task = await stack.submit(f"say one\nread {gate}\nsay two", template=template)
         await stack.until(task, lambda view: view.session and view.session.output_bytes)
-        await worker.kill()
+        began = time.monotonic()
+        await (worker.kill() if how == "kill" else worker.stop())
+        assert time.monotonic() - began < GRACEFUL_SHUTDOWN.total_seconds() / 2
     gate.open()
     async with stack.worker("other-host", home):
         view = await stack.completed(task, timeout=60)

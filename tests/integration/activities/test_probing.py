@@ -40,7 +40,8 @@ class Probe:
         async with asyncio.timeout(20):
             return await self.look
 
-    async def _note(self, error: str) -> None:
+    async def _note(self, failures: int, error: str) -> None:
+        assert failures == 0
         async with self._news:
             self.seen.append(error)
             self._news.notify_all()
