@@ -276,7 +276,10 @@ def task_page(task: TaskView) -> str:
                     ("session", f"{session.id}: {session.status.value}"),
                     ("exit code", None if session.exit_code is None else str(session.exit_code)),
                     ("error", printable(session.error) if session.error else None),
-                    ("last line", shorten(session.summary, 200) if session.summary else None),
+                    (
+                        "last line" if session.status.is_final else "now",
+                        shorten(session.summary, 200) if session.summary else None,
+                    ),
                     (
                         "output",
                         f"{session.output_bytes} bytes; see: taskrunner logs {task.id}"

@@ -177,3 +177,10 @@ def test_an_entry_of_the_boot_log_shows_its_log_and_no_escape_sequence() -> None
     first, *detail = render.boot_log_entry(entry).splitlines()
     assert first.endswith("setup[0] failed: exited with 1")
     assert detail == ["  | no\\x1b[2J space", "  | left"]
+
+
+def test_what_a_running_session_waits_for_is_not_shown_as_its_last_line() -> None:
+    waiting = SESSION.model_copy(update={"status": SessionStatus.RUNNING, "summary": "waiting_for_user: Which branch?"})
+    assert "now      waiting_for_user: Which branch?" in render.task_page(task(session=waiting))
+    ended = waiting.model_copy(update={"status": SessionStatus.COMPLETED, "summary": "done"})
+    assert "last line  done" in render.task_page(task(session=ended))
