@@ -246,9 +246,9 @@ class ContainerBackend(Backend):
                 self._write(folder, record, started=True)
                 return self._handle(spec, found)
             await self._contents.put(spec, await checkout, api_url, image)
-        handle = self._handle(spec, await self._containers.start(spec, image))
-        self._write(folder, record, started=True)
-        return handle
+            handle = self._handle(spec, await self._containers.start(spec, image))
+            self._write(folder, record, started=True)
+            return handle
 
     def _handle(self, spec: WorkspaceSpec, found: dict[str, Any]) -> WorkspaceHandle:
         url = spec_of.published_url(found, self.docker.remote_host)

@@ -53,9 +53,8 @@ class Contents:
 
         It goes with the context. Raises ``ProvisionFailed`` where it is waited for.
         """
-        agent = await self._agent()
         with TemporaryDirectory(dir=self._home, prefix=".checkout-") as folder:
-            making = asyncio.ensure_future(self._copies.make(spec, agent, Path(folder)))
+            making = asyncio.ensure_future(self._copies.make(spec, Path(folder)))
             try:
                 yield making
             finally:

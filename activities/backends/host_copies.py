@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import sys
+import asyncio
+import contextlib
 from typing import TYPE_CHECKING, ClassVar
 
 from activities.backends.host import ComputeRecord
 from activities.backends.local import LocalBackend
 from activities.errors import ProvisionFailed
-from activities.files import write_private
+from activities.files import until_done
 from activities.git import run_program
-from messages.callbacks import log_tail
+from agent.checkout import StepFailed, prepare_checkout
+from agent.config import Checkout
 from messages.statuses import BackendKind, FailureSource
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from pathlib import Path
 
     from activities.backends.contract import Kept, WorkspaceSpec
+    from activities.git import Finished
     from messages.tasks import TaskInput
 
 
@@ -34,24 +37,48 @@ class HostCopies(LocalBackend):
         """Return what has to be remembered of a task's repository until its result is kept."""
         return self._new_record(spec).model_copy(update={"prepared": True})
 
-    async def make(self, spec: WorkspaceSpec, agent: Path, folder: Path) -> Path:
+    async def make(self, spec: WorkspaceSpec, folder: Path) -> Path:
         """Make the checkout in ``folder`` and return it. Raises ``ProvisionFailed``."""
         record = self.record(spec)
         if record.url and record.base_commit:
             await self._mirror(record.url).provide(record.base_commit, spec.tell)
         await self._warn(spec, record)
-        config, checkout = folder / "config.json", folder / "checkout"
-        what = {"workspace": str(checkout), "state": str(folder / "state"), "checkout": self._checkout_config(spec)}
-        write_private(config, json.dumps(what))
-        argv = [sys.executable, "-I", str(agent), "prepare", "--config", str(config)]
-        finished = await run_program(argv, cwd=folder, env=self._env)
-        if finished.returncode != 0:
-            said = finished.stderr.decode("utf-8", "replace").strip()
-            last = said.splitlines()[-1] if said else f"exit code {finished.returncode}"
-            raise ProvisionFailed(
-                f"the checkout cannot be made: {last}", source=FailureSource.BOOTSTRAP, detail=log_tail(said)
-            )
+        checkout = folder / "checkout"
+        try:
+            await self._prepare_here(Checkout(**self._checkout_config(spec)), checkout)
+        except StepFailed as e:
+            raise ProvisionFailed(f"the checkout cannot be made: {e}", source=FailureSource.BOOTSTRAP) from e
         return checkout
+
+    async def _prepare_here(self, what: Checkout, folder: Path) -> None:
+        """Do what a workspace agent does for its checkout, in this process; a cancellation ends the git that runs."""
+        loop = asyncio.get_running_loop()
+        running: concurrent.futures.Future[Finished] | None = None
+        stopped = False
+
+        def run(argv: list[str], cwd: Path, env: dict[str, str]) -> str:
+            nonlocal running
+            env = {**self._env, **{name: value for name, value in env.items() if name.startswith("GIT_")}}
+            if stopped:
+                raise StepFailed("cancelled")
+            running = asyncio.run_coroutine_threadsafe(run_program(argv, cwd=cwd, env=env), loop)
+            finished = running.result()
+            said = (finished.stdout or finished.stderr).decode("utf-8", "replace")
+            if finished.returncode != 0:
+                first = said.strip().partition("\n")[0] or f"exit code {finished.returncode}"
+                raise StepFailed(f"git: {first}")
+            return said
+
+        preparing = asyncio.ensure_future(asyncio.to_thread(prepare_checkout, what, folder, run))
+        try:
+            await asyncio.shield(preparing)
+        except asyncio.CancelledError:
+            stopped = True
+            if running is not None:
+                running.cancel()
+            with contextlib.suppress(BaseException):
+                await until_done(preparing)
+            raise
 
     async def keep(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
         """Keep what changed in ``folder / "checkout"``; see :meth:`Backend.save_result`."""
