@@ -54,6 +54,7 @@ class Follower:
         self._submitted = asyncio.Event()
         self._step_began = asyncio.Event()
         self._interrupts: asyncio.Queue[signal.Signals] = asyncio.Queue()
+        self._is_hung_up = False
         self._output_is_closed = False
         self._exit_code = INTERRUPTED  # if it comes to that
         self.left_at_once = False
@@ -98,7 +99,7 @@ class Follower:
         self._display.say(f"Cancelling {self._id} and taking its workspace down; once more to leave at once")
         cancelling = asyncio.create_task(self._cancel())
         try:
-            if not await self._ends_before_interrupt(following):
+            if not await self._ends_before_interrupt(following, by_hand=True):
                 self.left_at_once = True
                 self._display.close()
                 self._display.say(
@@ -124,13 +125,21 @@ class Follower:
         elif not following.done():
             self._display.say(f"Leaving before the service has answered; see: taskrunner show {self._id}")
 
-    async def _ends_before_interrupt(self, following: asyncio.Task[TaskView]) -> bool:
-        interrupt = asyncio.create_task(self._interrupts.get())
-        try:
+    async def _ends_before_interrupt(self, following: asyncio.Task[TaskView], *, by_hand: bool = False) -> bool:
+        """Return whether the task ended before we were told to leave; ``by_hand``: by a Ctrl-C, and nothing else.
+
+        A terminal that is closed tells it by several signals at once, and by taking no output any more: none of these
+        is somebody's wish to leave a task behind.
+        """
+        while True:
+            interrupt = asyncio.create_task(self._interrupts.get())
             await asyncio.wait({following, interrupt}, return_when=asyncio.FIRST_COMPLETED)
-            return following.done()
-        finally:
-            interrupt.cancel()
+            if following.done():
+                interrupt.cancel()
+                return True
+            self._is_hung_up = self._is_hung_up or interrupt.result() is signal.SIGHUP
+            if not by_hand or (interrupt.result() is signal.SIGINT and not self._is_hung_up):
+                return False
 
     async def _follow(self) -> TaskView:
         task = await self._feed.ask(lambda api: api.submit(self._request))

@@ -1,5 +1,6 @@
 """How things look in a terminal: aligned columns, local times, durations; colours only where a terminal reads them."""
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -21,8 +22,9 @@ _SHOWN_IDS = 3
 
 
 def say(text: str) -> None:
-    """Write a line about what goes on to stderr."""
-    click.echo(text, err=True)
+    """Write a line about what goes on to stderr; nobody misses it where that is gone, as a terminal that was closed."""
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def printable(text: str) -> str:

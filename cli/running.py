@@ -201,9 +201,9 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
 def _leave(home: Home, users: FileLock, display: Display, *, interrupted: bool) -> bool:
     """Leave the stack, with patience for the first interrupt of this run; return whether there was one by now."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
         nonlocal interrupted
-        if interrupted:
+        if interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
         interrupted = True
         display.say("Leaving as soon as the stack has stopped; once more to leave at once")

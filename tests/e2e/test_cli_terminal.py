@@ -202,6 +202,22 @@ def test_ctrl_c_leaves_nothing_in_any_phase(cli: Cli, tmp_path: Path, phase: str
             assert re.search('"status":"(cancelled|completed)"', status.out), status
 
 
+@pytest.mark.parametrize("more", [(), (signal.SIGHUP,), (signal.SIGINT, signal.SIGHUP)])
+def test_a_terminal_that_is_closed_cancels_the_task(cli: Cli, tmp_path: Path, more: tuple[signal.Signals, ...]) -> None:
+    """S50: the kernel and the shell each say so, more than once; nobody wanted the agent to go on unseen."""
+    repository = make_repository(tmp_path / "repository")
+    prompt = "echo begun; while :; do echo more; sleep 0.1; done"
+    with at_terminal(cli, "run", "--id", "stop-me", prompt, cwd=repository) as terminal:
+        terminal.wait_for("begun")
+        terminal.hang_up()
+        for number in more:
+            terminal.process.send_signal(number)
+        terminal.process.wait(60)
+    assert left_in(cli, repository) == []
+    with cli.dev():
+        assert cli.json("show", "stop-me")["status"] == "cancelled"
+
+
 def test_a_second_ctrl_c_leaves_at_once_and_the_rest_is_cleaned_up_later(cli: Cli, tmp_path: Path) -> None:
     """S50."""
     repository = make_repository(tmp_path / "repository")

@@ -118,6 +118,12 @@ class Terminal:
         self._reader.join(10)
         return code
 
+    def hang_up(self) -> None:
+        """Close the window: the kernel tells the foreground by SIGHUP, and nothing can be written to it any more."""
+        master, self._master = self._master, -1
+        os.close(master)
+
     def close(self) -> None:
         """Take the window away."""
-        os.close(self._master)
+        if self._master >= 0:
+            os.close(self._master)
