@@ -14,7 +14,7 @@ import click
 from activities.threads import in_daemon_thread
 from cli import render
 from cli.client import ApiClient, Disconnected
-from cli.discovery import Service, find_service
+from cli.discovery import Service, find_again, find_service
 from cli.errors import CliError, Unreachable
 from cli.feed import TaskFeed
 from cli.follow import EMPTY_FOLDER, uses_empty_folder
@@ -212,7 +212,7 @@ def _follow(task_id: str, work: Callable[[TaskFeed], Awaitable[None]]) -> None:
 
     async def reconnect() -> Service:
         try:
-            return await in_daemon_thread(lambda: find_service(settings))
+            return await in_daemon_thread(lambda: find_again(settings, service))
         except Unreachable as e:
             raise Disconnected(str(e)) from e
 

@@ -95,14 +95,32 @@ def find_service(settings: Settings) -> Service:
     if service is not None:
         return service
     service = default_service(settings)
-    if service is None:
-        raise Unreachable(f"no service answers for {settings.home}; start one with: taskrunner dev; {ASK_THE_DOCTOR}")
+    had_a_stack = read_record(settings.home) is not None
+    if service is None or (service.token is None and had_a_stack):
+        raise _nobody(settings)
     if service.token is None:
         raise Unreachable(
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"
             " service, or start a service of your own with: taskrunner dev"
         )
     return service
+
+
+def find_again(settings: Settings, lost: Service) -> Service:
+    """Return what has taken the place of a service that went away; raise ``Unreachable`` where nothing has.
+
+    What was a stack of the home is looked for there alone: whoever else answers meanwhile knows nothing of its tasks.
+    """
+    if lost.stack is None:
+        return lost
+    service = embedded_service(settings)
+    if service is None:
+        raise _nobody(settings)
+    return service
+
+
+def _nobody(settings: Settings) -> Unreachable:
+    return Unreachable(f"no service answers for {settings.home}; start one with: taskrunner dev; {ASK_THE_DOCTOR}")
 
 
 def _token(settings: Settings, home: Path) -> str | None:

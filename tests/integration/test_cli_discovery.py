@@ -10,9 +10,9 @@ from pydantic import SecretStr
 
 from cli import discovery
 from cli.client import ApiClient, Disconnected
-from cli.discovery import Service, find_service, service_of_others
+from cli.discovery import Service, find_again, find_service, service_of_others
 from cli.errors import Unreachable
-from cli.home import StackRecord
+from cli.home import Home, StackRecord
 from cli.running import placed
 from messages.settings import Settings
 from messages.tasks import Repository, TaskRequest
@@ -44,6 +44,32 @@ async def answering(answer: bytes) -> AsyncIterator[str]:
 
 def _http(status: str, body: str) -> bytes:
     return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode()
+
+
+async def test_a_stack_that_went_away_is_not_replaced_by_a_stranger_at_the_usual_address(
+    api: RunningApi, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our token is not for it, and it does not know our tasks."""
+    monkeypatch.setattr(discovery, "DEFAULT_API_URL", api.url)
+    with_token = settings.model_copy(update={"api_token": SecretStr("mine")})
+    own = StackRecord(
+        pid=1,
+        started=1,
+        while_used=False,
+        api_url="http://127.0.0.1:1",
+        ui_url="",
+        temporal_address="",
+        database_url="",
+        host_id="here",
+    )
+    lost = Service(own.api_url, "mine", own)
+    with pytest.raises(Unreachable, match=str(settings.home)):
+        await asyncio.to_thread(find_again, with_token, lost)
+    elsewhere = Service("http://127.0.0.1:1", "mine")
+    assert await asyncio.to_thread(find_again, with_token, elsewhere) == elsewhere
+    Home(settings.home).write_record(own)
+    with pytest.raises(Unreachable, match=f"no service answers for {settings.home}"):
+        await asyncio.to_thread(find_service, settings)
 
 
 async def test_the_usual_address_is_used_where_a_service_answers_whose_token_is_known(
