@@ -241,7 +241,7 @@ class TaskActivitiesImpl(TaskActivities):
                     created = SessionCreated(run_id=run_id)
                 else:
                     argv = task.template.agent.argv(task.prompt)
-                    missing = f"host {self._settings.host_id!r} does not have it: {how_to_install(argv[0])}"
+                    missing = self._if_missing(task, argv[0])
                     await self._agent(handle).create_session(request.session_id, argv, env, if_missing=missing)
             except WorkspaceUnreachable as e:
                 if (loss := await self._loss(handle)) is None:
@@ -331,6 +331,13 @@ class TaskActivitiesImpl(TaskActivities):
             if request.leak_suspected:
                 await self._registry.workspaces.suspect_leak(task.workspace_id, request.leak_suspected)
             await self._registry.tasks.finish(task.task_id, outcome)
+
+    def _if_missing(self, task: TaskInput, program: str) -> str:
+        """Return what to say of an agent's program that the workspace does not have."""
+        if task.template.backend is BackendKind.CONTAINER and task.template.container:
+            image = task.template.container.image
+            return f"image {image} does not have it: {how_to_install(program, image=image)}"
+        return f"host {self._settings.host_id!r} does not have it: {how_to_install(program)}"
 
     def _backend(self, kind: BackendKind) -> Backend:
         if kind not in self._backends:

@@ -128,10 +128,12 @@ INSTALL_COMMANDS = {
 """How the programs of the presets are installed, as the pages above (or their first one) say."""
 
 
-def how_to_install(program: str) -> str:
-    """Return what the reader can do where ``program``, an agent's, is not found."""
+def how_to_install(program: str, *, image: str | None = None) -> str:
+    """Return what the reader can do where ``program``, an agent's, is not found: on a host, or in ``image``."""
     install = INSTALL_COMMANDS.get(program)
     where = "where the worker runs, on the PATH that it was started with, or name its whole path in the template"
+    if image is not None:
+        where = f"in an image that is built on {image}, and name that one in the template"
     return f"install it ({install}) {where}" if install else f"install it {where}"
 
 

@@ -180,7 +180,7 @@ def check_shell() -> Check:
 
 
 def check_docker(programs: Programs, *, needed: bool) -> Check:
-    """Check whether Docker's daemon answers its client; no backend of this release needs it."""
+    """Check whether Docker's daemon answers its client; the backend ``container`` alone needs it."""
     check = _check_docker(programs)
     return check if needed else check.as_not_needed()
 

@@ -96,6 +96,13 @@ def test_a_run_that_is_interrupted_leaves_no_container(cli: Cli, daemon: Daemon,
         assert names(daemon) == []
 
 
+def test_an_agent_that_is_not_in_the_image_is_told(cli: Cli) -> None:
+    finished = cli.run("run", "--backend", "container", "--agent", "claude-code", "say hello")
+    assert finished.code == 1, finished
+    assert f"image {BUILTIN} does not have it: install it (npm install -g @anthropic-ai/claude-code)" in finished.err
+    assert f"in an image that is built on {BUILTIN}" in finished.err
+
+
 def test_a_daemon_that_does_not_answer_is_told_at_once(cli: Cli, tmp_path: Path) -> None:
     finished = cli.run("run", "--backend", "container", "true", env={"DOCKER_HOST": f"unix://{tmp_path}/none"})
     assert finished.code == 1, finished
