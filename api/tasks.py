@@ -246,8 +246,9 @@ def _unknown(task_id: str) -> Problem:
 
 
 def _no_change(view: TaskView) -> Problem:
-    why = "has not been saved yet: it still runs" if not view.status.is_final else "does not exist: nothing was changed"
-    return Problem(404, "no-change", f"a change of task {view.id!r} {why}")
+    if view.status.is_final:
+        return Problem(404, "no-change", f"task {view.id!r} kept no change: nothing was changed")
+    return Problem(404, "no-change", f"task {view.id!r} still runs; what it changes is saved at its end")
 
 
 def _where(view: TaskView, result: SavedResult) -> str:

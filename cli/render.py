@@ -173,7 +173,7 @@ def unfinished(ids: Sequence[str]) -> str:
 def _kept(task: TaskView, result: SavedResult | None, stack_ends: bool) -> list[tuple[str, str]]:
     """Return where a change is kept and how to see it, without a stack too where that is possible."""
     if result is None:
-        return []
+        return [("change", "none: nothing was changed")] if task.status is TaskStatus.COMPLETED else []
     see = f"taskrunner diff {task.id}{_while_it_runs(stack_ends)}"
     if result.pushed_to:
         return [

@@ -119,6 +119,11 @@ def test_text_of_others_cannot_steer_the_terminal() -> None:
         assert "\\x1b[2Jb" in text
 
 
+def test_a_run_that_changed_nothing_says_so() -> None:
+    assert "change  none" in render.outcome(task(status=TaskStatus.COMPLETED))
+    assert "change" not in render.outcome(task(status=TaskStatus.FAILED, error="exit code 1"))
+
+
 def test_columns_are_aligned_by_what_is_seen() -> None:
     table = render.table(("A", "B"), [("\x1b[31mred\x1b[0m", "1"), ("longer", "2")])
     seen = [line.replace("\x1b[31m", "").replace("\x1b[0m", "") for line in table.splitlines()]
