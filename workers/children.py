@@ -148,18 +148,27 @@ class Child:
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.send_signal(self._stop_signal)
-            try:
-                await asyncio.wait_for(self.process.wait(), grace)
-            except TimeoutError:
-                with contextlib.suppress(ProcessLookupError):
-                    self.process.kill()
-                await self.process.wait()
-        with contextlib.suppress(ProcessLookupError):  # what it started itself, in the session that it leads
+                await self._exit_within(grace)
+        with contextlib.suppress(ProcessLookupError):  # and what it started itself, in the session that it leads
             os.killpg(self.process.pid, signal.SIGKILL)
         await self.wait()
         if self._pump is not None and not self._pump.done():
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
+
+    async def _exit_within(self, seconds: float) -> None:
+        """Wait for the end of the process itself: asyncio's own wait is for that of all who hold its output open."""
+        pidfd = os.pidfd_open(self.process.pid)
+        exited = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(pidfd, exited.set)
+        try:
+            await asyncio.wait_for(exited.wait(), seconds)
+        except TimeoutError:
+            pass
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
 
 
 def _open_log(log: Path) -> io.FileIO:

@@ -5,6 +5,7 @@ may not reach an environment below, say, ``/root``. No folder is opened for that
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import pwd
@@ -51,7 +52,7 @@ def find_programs(user: str | None) -> Path:
     if user is None or _can_run(installed / "postgres", user):
         return installed
     try:
-        return _copy(installed, SHARED)
+        return _copy(installed, SHARED, user)
     except OSError as e:
         raise _cannot_be_copied(installed, user, e.strerror) from e
 
@@ -73,7 +74,7 @@ def foresee_programs() -> tuple[Path, str]:
     if _can_run(installed / "postgres", SYSTEM_USER):
         return installed, ""
     copy = _copy_of_wheel(SHARED) / installed.relative_to(installed.parents[2])
-    if copy.exists():
+    if copy.exists() and _can_run(copy / "postgres", SYSTEM_USER):
         return copy, ""
     parent = next(folder for folder in (SHARED, *SHARED.parents) if folder.exists())
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -106,23 +107,34 @@ def _installed() -> Path:
     folder = Path(spec.submodule_search_locations[0]) / f"pginstall{MAJOR_VERSION}" / "bin"
     if not (folder / "postgres").exists():
         raise StackError(f"{_WHEEL} brings no PostgreSQL {MAJOR_VERSION}; install taskrunner again")
+    if not os.access(folder / "postgres", os.X_OK):
+        raise StackError(f"{folder}/postgres is not executable; install taskrunner again")
     return folder
 
 
-def _can_run(program: Path, user: str) -> bool:
+def _can_run(program: Path, user: str | None) -> bool:
     try:
         done = subprocess.run(
-            [program, "--version"], cwd="/", user=user, group=user, extra_groups=[], capture_output=True, check=False
+            [program, "--version"],
+            cwd="/",
+            user=user,
+            group=user,
+            extra_groups=[] if user else None,
+            capture_output=True,
+            check=False,
         )
-    except PermissionError:
+    except OSError as e:
+        if e.errno not in {errno.EACCES, errno.ENOENT, errno.ENOEXEC}:
+            raise
         return False
     return done.returncode == 0
 
 
-def _copy(programs: Path, shared: Path) -> Path:
+def _copy(programs: Path, shared: Path, user: str | None) -> Path:
     """Return a copy of the programs' folder that every user can read, with all that they need of the wheel.
 
-    The wheel's own layout is kept: its programs find their files and libraries relative to themselves.
+    The wheel's own layout is kept: its programs find their files and libraries relative to themselves. A copy that
+    ``user`` cannot run is made anew.
     """
     package = programs.parents[1]
     needed = [programs.parent / part for part in ("bin", "lib", "share")]
@@ -131,10 +143,11 @@ def _copy(programs: Path, shared: Path) -> Path:
         shared.mkdir(parents=True, exist_ok=True)
         shared.chmod(0o755)  # whatever the umask is
     target = _copy_of_wheel(shared)
+    inner = programs.relative_to(package.parent)
     lock = os.open(shared, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another home's stack may start now
-        if not target.exists():
+        if not (target.exists() and _can_run(target / inner / "postgres", user)):
             new = shared / ".new"
             if new.exists():
                 shutil.rmtree(new)
@@ -143,11 +156,19 @@ def _copy(programs: Path, shared: Path) -> Path:
                 shutil.copytree(folder, place, symlinks=True, copy_function=_copy_readable)
             for folder, _, _ in os.walk(new):
                 Path(folder).chmod(0o755)
+            if not _can_run(new / inner / "postgres", user):
+                shutil.rmtree(new)
+                raise StackError(
+                    f"PostgreSQL does not run as the user {user!r} from a copy of {programs} in {shared}; "
+                    "install taskrunner again, or run it as another user"
+                )
             os.sync()  # what has its name is whole, even after a power failure
+            if target.exists():
+                shutil.rmtree(target)
             new.rename(target)
     finally:
         os.close(lock)
-    return target / programs.relative_to(package.parent)
+    return target / inner
 
 
 def _copy_readable(source: str, target: str) -> None:

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +26,8 @@ _PRAGMAS = ("journal_mode=WAL", "synchronous=NORMAL")
 
 _IN_USE = "address already in use"
 _CHOICES = 5
+_PATIENCE_SECONDS = 4.0
+"""With a program that may be no Temporal CLI: for its server, and then for its version."""
 
 _DYNAMIC_CONFIG = (
     # A worker that completes a step gets the next one in the same answer.
@@ -122,15 +123,27 @@ def require_sqlite(database: Path) -> None:
         raise _broken(database)
 
 
-def _is_temporal(program: Path) -> bool:
-    """Tell whether the program says that it is the Temporal CLI."""
+async def _is_temporal(program: Path) -> bool:
+    """Tell whether the program says, within some seconds, that it is the Temporal CLI; nothing of it stays."""
     try:
-        done = subprocess.run(
-            [str(program), "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False
+        asked = await Child.start(
+            "Temporal",
+            [str(program), "--version"],
+            cwd=Path("/"),
+            env=os.environ,
+            log=Path(os.devnull),
+            is_ready=lambda line: line.lower().startswith("temporal"),
+            timeout=_PATIENCE_SECONDS,
+            stop_signal=signal.SIGKILL,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except StackError:
         return False
-    return done.returncode == 0 and b"temporal" in done.stdout.lower()
+    await asked.stop()
+    return True
+
+
+def _no_temporal(program: Path) -> StackError:
+    return StackError(f"{program} is not a Temporal CLI; correct or unset TASKRUNNER_TEMPORAL_BIN, or take it off PATH")
 
 
 async def start_temporal_on_chosen_ports(
@@ -176,8 +189,8 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
             refused.append(line)
         return line.startswith("Server:")
 
-    try:
-        child = await Child.start(
+    starting = asyncio.create_task(
+        Child.start(
             "Temporal",
             argv,
             cwd=home,
@@ -187,14 +200,23 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
             timeout=60,
             stop_signal=signal.SIGTERM,
         )
-    except StackError as e:
-        if refused:
-            raise AddressInUse(f"Temporal did not start: {last_words(refused)}; start again") from e
-        if not await asyncio.to_thread(_is_temporal, program):
-            raise StackError(
-                f"{program} is not a Temporal CLI; correct or unset TASKRUNNER_TEMPORAL_BIN, or take it off PATH"
-            ) from e
-        if any(words in str(e) for words in _BROKEN_DATABASE):
-            raise _broken(database) from e
-        raise
+    )
+    try:
+        await asyncio.wait({starting}, timeout=_PATIENCE_SECONDS)
+        # Only then: a server that comes up in time is not slowed down by the question.
+        if not (starting.done() or await _is_temporal(program) or starting.done()):
+            raise _no_temporal(program)
+        try:
+            child = await starting
+        except StackError as e:
+            if refused:
+                raise AddressInUse(f"Temporal did not start: {last_words(refused)}; start again") from e
+            if not await _is_temporal(program):
+                raise _no_temporal(program) from e
+            if any(words in str(e) for words in _BROKEN_DATABASE):
+                raise _broken(database) from e
+            raise
+    finally:
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
     return TemporalServer(child, port, ui_port)

@@ -20,7 +20,7 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 
 from activities.processes import identify, start_time
 from messages.search_attributes import SEARCH_ATTRIBUTES
-from workers import postgres_programs
+from workers import postgres_programs, temporal_server
 from workers.children import STACK_MARKER, Child, end_leftover, wait_for_exit
 from workers.client import connect
 from workers.errors import StackError
@@ -136,6 +136,8 @@ def test_half_a_copy_of_the_programs_is_never_used(tmp_path: Path, monkeypatch: 
     for part in ("bin", "lib", "share"):
         (programs.parent / part).mkdir(parents=True)
         (programs.parent / part / "file").write_text(part)
+    (programs / "postgres").write_text("#!/bin/sh\n")
+    (programs / "postgres").chmod(0o755)
 
     def stop(path: Path, target: Path) -> None:
         raise KeyboardInterrupt
@@ -143,14 +145,23 @@ def test_half_a_copy_of_the_programs_is_never_used(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patched:
         patched.setattr(Path, "rename", stop)
         with pytest.raises(KeyboardInterrupt):
-            postgres_programs._copy(programs, shared)
+            postgres_programs._copy(programs, shared, None)
     (programs / "file").write_text("newer")
-    copy = postgres_programs._copy(programs, shared)
+    copy = postgres_programs._copy(programs, shared, None)
     assert (copy / "file").read_text() == "newer"
     assert len(list(shared.iterdir())) == 1
     (programs / "file").write_text("newest")
-    assert postgres_programs._copy(programs, shared) == copy
+    assert postgres_programs._copy(programs, shared, None) == copy
     assert (copy / "file").read_text() == "newer"
+    # Nor one that does not run any more, and none is made of programs that do not.
+    (copy / "postgres").chmod(0o644)
+    assert postgres_programs._copy(programs, shared, None) == copy
+    assert os.access(copy / "postgres", os.X_OK)
+    for path in (programs, copy):
+        (path / "postgres").chmod(0o644)
+    with pytest.raises(StackError, match=f"{programs} .*install taskrunner again"):
+        postgres_programs._copy(programs, shared, None)
+    assert len(list(shared.iterdir())) == 1
 
 
 async def test_a_postgres_that_was_left_behind_is_ended_first(home: Path) -> None:
@@ -230,6 +241,22 @@ async def test_a_port_that_was_asked_for_is_not_replaced(home: Path, taken: int)
 
     with pytest.raises(PortInUse, match=f"port {taken}"):
         await start_temporal_on_chosen_ports(program, home, choose)
+
+
+async def test_a_program_that_hangs_is_no_temporal_cli_and_leaves_nothing(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(temporal_server, "_PATIENCE_SECONDS", 1.0)
+    program, pipe = home / "temporal", home / "pipe"
+    os.mkfifo(pipe)
+    program.write_text(f"#!/bin/sh\nexec 3>{pipe}\nsleep 1000\n")
+    program.chmod(0o755)
+    held = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    async with asyncio.timeout(20):
+        with pytest.raises(StackError, match=f"{program} is not a Temporal CLI"):
+            await start_temporal(program, home, port=free_port(), ui_port=free_port())
+    assert os.read(held, 1) == b""  # its end: who had it open is gone
+    os.close(held)
 
 
 async def test_what_an_earlier_stack_left_behind_is_ended_and_nothing_else(home: Path) -> None:
