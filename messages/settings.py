@@ -81,7 +81,9 @@ class Settings(BaseModel):
     @classmethod
     def _http_url(cls, url: str | None) -> str | None:
         if url is not None:
-            TypeAdapter(AnyHttpUrl).validate_python(url)
+            parts = TypeAdapter(AnyHttpUrl).validate_python(url)
+            if parts.username or parts.password:  # they would be sent in place of our token
+                raise ValueError("take the user and the password out of it; set TASKRUNNER_API_TOKEN in their place")
             return url.rstrip("/")
         return None
 

@@ -31,7 +31,7 @@ def check_service(service: Service, *, start: str, seconds: float = PATIENCE_SEC
         if not _is_ours(health):
             return broken("api", found, "what answers there is not taskrunner's API", "correct TASKRUNNER_API_URL")
         if tasks.status_code == 401:
-            return broken("api", found, *_refused(service, has_user_info=parts.username is not None))
+            return broken("api", found, *_refused(service))
         return _check_ready(found, get)
 
 
@@ -42,12 +42,7 @@ def _is_ours(health: httpx.Response) -> bool:
         return False
 
 
-def _refused(service: Service, *, has_user_info: bool) -> tuple[str, str]:
-    if has_user_info:
-        return (
-            "it does not accept our token: a user in the URL is sent in its place",
-            "take the user and the password out of TASKRUNNER_API_URL",
-        )
+def _refused(service: Service) -> tuple[str, str]:
     if service.token is None:
         return "it wants a token, and TASKRUNNER_API_TOKEN is not set", "export TASKRUNNER_API_TOKEN=…"
     return "it does not accept our token", "unset TASKRUNNER_API_TOKEN, or set it to a token of that service"

@@ -213,7 +213,7 @@ def test_a_named_service_that_does_not_answer_is_not_replaced(cli: Cli) -> None:
         refused(cli.run(*args, env=env), 3, "http://127.0.0.1:1", "taskrunner doctor")
     refused(cli.run("list", env={"TASKRUNNER_API_URL": "nonsense"}), 2, "TASKRUNNER_API_URL")
     with_password = cli.run("list", env={"TASKRUNNER_API_URL": "http://me:hunter2@127.0.0.1:1"})
-    refused(with_password, 3, "http://127.0.0.1:1 ")
+    refused(with_password, 2, "TASKRUNNER_API_URL: take the user and the password out of it")
     assert "hunter" not in with_password.err
     assert not cli.home.exists()
 

