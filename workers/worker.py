@@ -30,6 +30,7 @@ from messages.keys import Keyring
 from messages.names import TASK_QUEUE, host_task_queue
 from messages.statuses import BackendKind
 from store.registry import Registry
+from workers.errors import StackError
 from workflows.task_runner import TaskRunner
 
 ACTIVITIES_AT_ONCE = 500
@@ -125,7 +126,7 @@ async def running_worker(
         greeting = asyncio.create_task(
             greet_workspaces(http, keys, (local, worktree, container)), name="greet workspaces"
         )
-        first_end = asyncio.create_task(_first_end(runs), name="end of a worker")
+        first_end = asyncio.create_task(_first_end(runs, client.namespace), name="end of a worker")
         try:
             yield first_end
         finally:
@@ -199,7 +200,15 @@ def new_worker(
     )
 
 
-async def _first_end(runs: list["asyncio.Task[None]"]) -> None:
+async def _first_end(runs: list["asyncio.Task[None]"], namespace: str) -> None:
     done, _ = await asyncio.wait(runs, return_when=asyncio.FIRST_COMPLETED)
     for run in done:
-        run.result()
+        try:
+            run.result()
+        except RuntimeError as e:  # the SDK looks for its namespace first, and has no error of its own for that
+            if "Namespace" not in str(e) or "not found" not in str(e):
+                raise
+            raise StackError(
+                f"Temporal has no namespace {namespace!r}; make it: temporal operator namespace create --namespace"
+                f" {namespace}, or correct TEMPORAL_NAMESPACE"
+            ) from e

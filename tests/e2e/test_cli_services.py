@@ -191,6 +191,10 @@ async def test_api_and_worker_as_processes_of_their_own(cli: Cli, servers: dict[
     api = cli.start("api", "--port", "0", "--ui-url", "http://ui.example")
     url = api.wait_for(r"answers at (http://\S+)", stream="err")[1]
     cli.env |= {"TASKRUNNER_API_URL": url}
+    missing = cli.run("worker", env={"TEMPORAL_NAMESPACE": "elsewhere"})
+    assert missing.code == 3, missing
+    assert "no namespace 'elsewhere'; make it: temporal operator namespace create" in missing.err
+    assert "internal error" not in missing.err
     worker = cli.start("worker")
     worker.wait_for("is ready", stream="err")
     finished = cli.run("run", "echo apart")
