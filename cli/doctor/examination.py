@@ -215,9 +215,22 @@ def examine(*, docker: bool) -> list[Check]:
     asked = programs.Programs(seconds - _AHEAD_SECONDS)
     try:
         made = run_all(plan(setup, asked, docker=docker), seconds=seconds)
-        return [*wrong, ok("setup", f"for {setup.role.value}"), *made]
+        return [*wrong, ok("setup", f"for {setup.role.value}"), *without_what_follows(made, settings)]
     finally:
         asked.close()
+
+
+def without_what_follows(checks: Sequence[Check], settings: Settings) -> list[Check]:
+    """Return the checks without what those of a broken home say of the things in it: their advice would be wrong."""
+    if not any(check.name == "home" and check.status is Status.BROKEN for check in checks):
+        return list(checks)
+    inside = {"stack"}
+    inside |= set() if settings.keys_file else {"keys"}
+    inside |= set() if settings.database_url else {"postgresql"}
+    return [
+        not_needed(check.name, "not known until the home is mended") if check.name in inside else check
+        for check in checks
+    ]
 
 
 def all_is_well(checks: Sequence[Check]) -> bool:

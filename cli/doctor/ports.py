@@ -59,7 +59,10 @@ def check_ports(home: Path, record: StackRecord | None, usual: Mapping[str, tupl
     if record is not None and record.is_alive:
         urls = {"api": record.api_url, "temporal": record.temporal_address, "ui": record.ui_url}
         return [_check_own(name, int(urls[name].rpartition(":")[2]), record, there, home) for name in usual]
-    return [_check_free(name, port, option, there.get(port), home) for name, (port, option) in usual.items()]
+    # One command for all of them: with fewer options it would stop at the next port.
+    taken = [option for port, option in usual.values() if (who := there.get(port)) and who.stack != str(home)]
+    mend = f"taskrunner dev {' '.join(f'{option} 0' for option in taken)}"
+    return [_check_free(name, port, there.get(port), home, mend) for name, (port, _) in usual.items()]
 
 
 def _check_own(name: str, port: int, record: StackRecord, there: Mapping[int, Listener], home: Path) -> Check:
@@ -74,9 +77,9 @@ def _check_own(name: str, port: int, record: StackRecord, there: Mapping[int, Li
     )
 
 
-def _check_free(name: str, port: int, option: str, listener: Listener | None, home: Path) -> Check:
+def _check_free(name: str, port: int, listener: Listener | None, home: Path, mend: str) -> Check:
     if listener is None:
         return ok(f"port-{name}", f"{port}, free")
     if listener.stack == str(home):
         return ok(f"port-{name}", f"{port}, {listener}, left behind: the next start ends it")
-    return warning(f"port-{name}", str(port), f"taken by {listener}", f"taskrunner dev {option} 0")
+    return warning(f"port-{name}", str(port), f"taken by {listener}", mend)

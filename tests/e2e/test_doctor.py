@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator
@@ -72,6 +73,9 @@ def test_what_is_broken_is_named_and_is_exit_code_1(cli: Cli) -> None:
     assert finished.err == ""
     assert finished.out.splitlines()[-1].startswith("Broken: git, home")
     assert f"mend it: mv {cli.home} {cli.home}.old" in finished.out
+    assert "temporal.db" not in finished.out
+    for name in ("keys", "postgresql", "stack"):  # what lies in it is not judged
+        assert re.search(rf"{name} +not known until the home is mended", finished.out), finished
     wrong = cli.run("doctor", "--wat")
     assert wrong.code == 2
     assert is_one_line(wrong)

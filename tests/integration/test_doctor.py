@@ -398,6 +398,8 @@ def test_who_has_a_port_is_told(tmp_path: Path, mute: int, nobody: int) -> None:
     api, ui = check_ports(tmp_path, None, usual)
     is_told(api, Status.WARNING, str(mute), f"process {os.getpid()}", "taskrunner dev --port 0")
     is_told(ui, Status.OK, str(nobody), "free")
+    taken = check_ports(tmp_path, None, usual | {"temporal": (mute, "--temporal-port")})
+    assert {check.mend for check in taken} == {None, "taskrunner dev --port 0 --temporal-port 0"}
 
 
 def test_a_service_has_to_answer_and_to_take_our_token(mute: int, nobody: int) -> None:
