@@ -163,18 +163,8 @@ worker can hold up a deadline or a signal."""
 
 
 def all_of(impl: TaskActivities) -> list[Callable[..., Any]]:
-    """Return what a worker registers of a task's activities."""
-    return [
-        impl.preflight_task,
-        impl.provision_workspace,
-        impl.probe_workspace,
-        impl.look_once_more,
-        impl.create_session,
-        impl.follow_session,
-        impl.stop_session,
-        impl.release_workspace,
-        impl.finish_task,
-    ]
+    """Return what a worker registers of a task's activities: every one that the contract names."""
+    return [getattr(impl, name) for name in sorted(TaskActivities.__abstractmethods__)]
 
 
 def new_worker(

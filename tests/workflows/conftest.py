@@ -33,6 +33,7 @@ from messages.statuses import BackendKind, Readiness, SessionStatus
 from messages.tasks import TaskInput, TaskResult
 from messages.templates import Template
 from tests.support.time_skipping import time_skipping_environment
+from workers.worker import all_of
 from workflows.task_runner import TaskRunner
 
 _numbers = itertools.count(1)
@@ -114,19 +115,6 @@ class ScriptedActivities(TaskActivities):
         self.final = request
         await self._run("finish_task", request, None)
 
-    def all(self) -> list[Callable[..., Any]]:
-        return [
-            self.preflight_task,
-            self.provision_workspace,
-            self.probe_workspace,
-            self.look_once_more,
-            self.create_session,
-            self.follow_session,
-            self.stop_session,
-            self.release_workspace,
-            self.finish_task,
-        ]
-
 
 @dataclass
 class Scene:
@@ -145,7 +133,7 @@ class Scene:
     @asynccontextmanager
     async def worker(self, **options: Any) -> AsyncIterator[None]:
         async with Worker(
-            self.client, task_queue=self.queue, workflows=[TaskRunner], activities=self.world.all(), **options
+            self.client, task_queue=self.queue, workflows=[TaskRunner], activities=all_of(self.world), **options
         ):
             yield
 
