@@ -63,7 +63,7 @@ def test_no_statement_names_a_value_itself() -> None:
     """
     assert len(STATEMENTS) > 40
     allowed = {"prompt", "repository", "ref", "step", "at", "boot_log", "[]", "", "timezone", "UTC", "60s"}
-    allowed |= {"env_names", "idle_in_transaction_session_timeout"}
+    allowed |= {"env_names", "template", "heartbeat_interval", "idle_in_transaction_session_timeout"}
     for where, text in STATEMENTS:
         assert set(re.findall(r"'([^']*)'", text)) <= allowed, where
 
