@@ -124,7 +124,7 @@ def cli() -> None:
     it needs it.
 
     Exit codes: 0 completed, 1 failed, cancelled or not possible (as for a task that there is not), 2 wrong usage, 3
-    service not reachable, 130 interrupted.
+    the service cannot be reached or started, 130 interrupted.
     """
 
 

@@ -67,15 +67,17 @@ def load_keys(path: Path) -> Keyring:
         mode = path.stat().st_mode
         text = path.read_text()
     except OSError as e:
-        raise KeysError(f"cannot read the keys file {path}: {e.strerror}; point TASKRUNNER_KEYS_FILE to it") from e
+        raise KeysError(
+            f"cannot read the keys file {path}: {e.strerror}; let TASKRUNNER_KEYS_FILE name the keys file"
+        ) from e
     if mode & 0o077:
         raise KeysError(f"the keys file {path} can be read by others; run: chmod 600 {path}")
     try:
         return Keyring.model_validate_json(text)
     except ValidationError as e:
-        fields = ", ".join(sorted({".".join(map(str, error["loc"])) or "(whole file)" for error in e.errors()}))
+        fields = ", ".join(sorted({".".join(map(str, error["loc"])) for error in e.errors()} - {""}))
         raise KeysError(
-            f"the keys file {path} is broken ({fields}); restore it, or move it away to begin "
+            f"the keys file {path} is broken{f' ({fields})' if fields else ''}; restore it, or move it away to begin "
             "with new keys (running workspaces can then no longer report)"
         ) from None
 

@@ -143,7 +143,9 @@ async def _is_temporal(program: Path) -> bool:
 
 
 def _no_temporal(program: Path) -> StackError:
-    return StackError(f"{program} is not a Temporal CLI; correct or unset TASKRUNNER_TEMPORAL_BIN, or take it off PATH")
+    is_named = os.environ.get("TASKRUNNER_TEMPORAL_BIN")
+    mend = "correct or unset TASKRUNNER_TEMPORAL_BIN" if is_named else f"move it away: mv {program} {program}.old"
+    return StackError(f"{program} is not a Temporal CLI; {mend}")
 
 
 async def start_temporal_on_chosen_ports(
@@ -215,7 +217,9 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
                 raise _no_temporal(program) from e
             if any(words in str(e) for words in _BROKEN_DATABASE):
                 raise _broken(database) from e
-            raise
+            raise StackError(
+                f"{e}; see {home}/logs/temporal.log, or let TASKRUNNER_TEMPORAL_BIN name another CLI than {program}"
+            ) from e
     finally:
         starting.cancel()
         await asyncio.gather(starting, return_exceptions=True)

@@ -29,7 +29,7 @@ def check_cli(programs: Programs, named: Path | None, *, downloads: str = DOWNLO
     try:
         path = find_temporal(named)
     except StackError as e:
-        return from_error(_CLI, str(named), e)
+        return from_error(_CLI, "named by TASKRUNNER_TEMPORAL_BIN", e)
     if path is None:
         return _check_ways(programs, downloads)
     other = "unset TASKRUNNER_TEMPORAL_BIN" if named else f"mv {path} {path}.old"

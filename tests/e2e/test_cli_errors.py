@@ -344,7 +344,7 @@ def test_without_any_way_to_temporal_what_to_install_is_told(cli: Cli) -> None:
     refused(
         cli.run("dev", *free, env={"TASKRUNNER_TEMPORAL_BIN": "/bin/false"}),
         3,
-        "/bin/false is not a Temporal CLI",
+        "/bin/false is not a Temporal CLI; correct or unset TASKRUNNER_TEMPORAL_BIN",
     )
     assert cli.processes() == {}
 

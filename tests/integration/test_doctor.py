@@ -371,7 +371,9 @@ def test_keys_have_to_be_private_and_whole(tmp_path: Path) -> None:
     path.chmod(0o600)
     for content in (b"{", b"\xff\xfe", path.read_bytes().replace(b'"k1":', b'"k2":')):
         path.write_bytes(content)
-        is_told(homes.check_keys(settings), Status.BROKEN, "broken")
+        check = homes.check_keys(settings)
+        is_told(check, Status.BROKEN, f"{path} is broken" if content != b"\xff\xfe" else "broken")
+        assert "whole file" not in repr(check)
 
 
 def test_templates_that_cannot_be_used_are_told(tmp_path: Path) -> None:

@@ -247,16 +247,25 @@ async def test_a_program_that_hangs_is_no_temporal_cli_and_leaves_nothing(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(temporal_server, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.delenv("TASKRUNNER_TEMPORAL_BIN", raising=False)
     program, pipe = home / "temporal", home / "pipe"
     os.mkfifo(pipe)
     program.write_text(f"#!/bin/sh\nexec 3>{pipe}\nsleep 1000\n")
     program.chmod(0o755)
     held = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     async with asyncio.timeout(20):
-        with pytest.raises(StackError, match=f"{program} is not a Temporal CLI"):
+        with pytest.raises(StackError, match=f"{program} is not a Temporal CLI; move it away: mv {program}"):
             await start_temporal(program, home, port=free_port(), ui_port=free_port())
     assert os.read(held, 1) == b""  # its end: who had it open is gone
     os.close(held)
+
+
+async def test_a_temporal_cli_that_does_not_start_is_named(home: Path) -> None:
+    program = home / "temporal"
+    program.write_text("#!/bin/sh\ntest $1 = --version && echo temporal version 0.5.0 && exit\necho boom; exit 7\n")
+    program.chmod(0o755)
+    with pytest.raises(StackError, match=f"boom; see {home}/logs/temporal.log.*TASKRUNNER_TEMPORAL_BIN.*{program}"):
+        await start_temporal(program, home, port=free_port(), ui_port=free_port())
 
 
 async def test_what_an_earlier_stack_left_behind_is_ended_and_nothing_else(home: Path) -> None:
