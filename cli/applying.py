@@ -13,7 +13,7 @@ import click
 from cli import render
 from cli.asking import call_api
 from cli.errors import CliError, Refused, UsageError
-from cli.repository import find_repository
+from cli.repository import find_repository, run_git
 from messages.tasks import SavedResult
 from messages.urls import without_user_info
 from messages.views import TaskView
@@ -188,18 +188,7 @@ class _Repository:
     def run(self, *args: str) -> subprocess.CompletedProcess[str]:
         """Run git in the repository, which the folder alone names; its words are English, for us to understand."""
         env = {name: value for name, value in os.environ.items() if name not in _PLACES}
-        try:
-            return subprocess.run(
-                ["git", "-C", str(self.folder), *args],
-                env={**env, "LC_ALL": "C.UTF-8", "LANGUAGE": ""},
-                capture_output=True,
-                text=True,
-                errors="surrogateescape",
-                stdin=subprocess.DEVNULL,
-                check=False,
-            )
-        except OSError as e:
-            raise UsageError(f"git cannot be started ({e.strerror}); install git") from e
+        return run_git(self.folder, *args, env={**env, "LC_ALL": "C.UTF-8", "LANGUAGE": ""})
 
     def ask(self, *args: str) -> str:
         """Return what git answers, empty where it fails."""

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from cli.errors import UsageError
@@ -65,10 +66,15 @@ def _refuse_foreign(path: Path, said: str) -> None:
 
 def _git(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    return run_git(folder, *args, env={**env, "LC_ALL": "C"})
+
+
+def run_git(folder: Path, *args: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run git in ``folder`` and return what it said, however it ended; raise ``UsageError`` where there is none."""
     try:
         return subprocess.run(
             ["git", "-C", str(folder), *args],
-            env={**env, "LC_ALL": "C"},
+            env=env,
             capture_output=True,
             text=True,
             errors="surrogateescape",
