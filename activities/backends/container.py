@@ -257,16 +257,7 @@ class ContainerBackend(Backend):
                 f"container {spec.compute.name} publishes no port; correct container.network or container.port",
                 source=FailureSource.PROVIDER,
             )
-        return WorkspaceHandle(
-            workspace_id=spec.compute.workspace_id,
-            attempt=spec.compute.attempt,
-            backend=self.kind,
-            name=spec.compute.name,
-            task_queue=spec.task_queue,
-            harness_url=url,
-            readiness=spec.template.effective_readiness,
-            agent=not spec.template.is_bare,
-        )
+        return spec.handle(self.kind, url, agent=not spec.template.is_bare)
 
     async def _take_down(self, compute: Compute, folder: Path, *, late: bool = False) -> None:
         """Remove what is there; ``late``: who asked for the container died before it was known to be there."""

@@ -66,6 +66,19 @@ class WorkspaceSpec:
     warn: Report = unheard
     harness_env: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
 
+    def handle(self, backend: BackendKind, url: str, *, agent: bool = True) -> WorkspaceHandle:
+        """Return the handle of what was brought up for this, and answers at ``url``; ``agent``: it is our agent."""
+        return WorkspaceHandle(
+            workspace_id=self.compute.workspace_id,
+            attempt=self.compute.attempt,
+            backend=backend,
+            name=self.compute.name,
+            task_queue=self.task_queue,
+            harness_url=url,
+            readiness=self.template.effective_readiness,
+            agent=agent,
+        )
+
     @property
     def harness_config(self) -> dict[str, Any] | None:
         """What our agent is told of the harness server that it is to start; None where there is none."""

@@ -330,15 +330,7 @@ class HostBackend(Backend):
             write_private(path, record.model_dump_json(indent=2) + "\n", durable=durable)
 
     def _handle(self, spec: WorkspaceSpec, port: int) -> WorkspaceHandle:
-        return WorkspaceHandle(
-            workspace_id=spec.compute.workspace_id,
-            attempt=spec.compute.attempt,
-            backend=self.kind,
-            name=spec.compute.name,
-            task_queue=spec.task_queue,
-            harness_url=f"http://127.0.0.1:{port}",
-            readiness=spec.template.effective_readiness,
-        )
+        return spec.handle(self.kind, f"http://127.0.0.1:{port}")
 
     def _find_agent(self, compute: Compute, folder: Path, record: ComputeRecord | None) -> ProcessId | None:
         if record and record.process and processes.is_alive(record.process):
