@@ -330,7 +330,7 @@ async def main():
         log=Path({str(home)!r}) / "log", is_ready=lambda line: line == "ready", timeout=20, stop_signal=signal.SIGTERM
     )
     print(child.pid, flush=True)
-    await asyncio.sleep(1000)
+    await child.wait()
 asyncio.run(main())
 """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=ROOT) as parent:
