@@ -29,6 +29,20 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(home=tmp_path, api_url=None, api_token=None, host_id="here")
 
 
+def a_stack(host_id: str) -> StackRecord:
+    """What a home says of its stack, at an address where nothing answers."""
+    return StackRecord(
+        pid=1,
+        started=1,
+        while_used=False,
+        api_url="http://127.0.0.1:1",
+        ui_url="",
+        temporal_address="",
+        database_url="",
+        host_id=host_id,
+    )
+
+
 @asynccontextmanager
 async def answering(answer: bytes) -> AsyncIterator[str]:
     """A server that answers every request with the same bytes."""
@@ -52,16 +66,7 @@ async def test_a_stack_that_went_away_is_not_replaced_by_a_stranger_at_the_usual
     """Our token is not for it, and it does not know our tasks."""
     monkeypatch.setattr(discovery, "DEFAULT_API_URL", api.url)
     with_token = settings.model_copy(update={"api_token": SecretStr("mine")})
-    own = StackRecord(
-        pid=1,
-        started=1,
-        while_used=False,
-        api_url="http://127.0.0.1:1",
-        ui_url="",
-        temporal_address="",
-        database_url="",
-        host_id="here",
-    )
+    own = a_stack("here")
     lost = Service(own.api_url, "mine", own)
     with pytest.raises(Unreachable, match=str(settings.home)):
         await asyncio.to_thread(find_again, with_token, lost)
@@ -112,16 +117,7 @@ async def test_a_program_that_is_not_ours_is_shown_no_token(
 
 def test_only_a_stack_of_the_own_home_is_not_told_the_host(settings: Settings) -> None:
     """A path is of use only on its host; the own stack's may have another name than the one set here."""
-    stack = StackRecord(
-        pid=1,
-        started=1,
-        while_used=False,
-        api_url="http://127.0.0.1:1",
-        ui_url="",
-        temporal_address="",
-        database_url="",
-        host_id="another-name",
-    )
+    stack = a_stack("another-name")
     elsewhere = placed(REQUEST, settings, Service("http://127.0.0.1:1", None))
     assert elsewhere.repository == Repository(path="/srv/repo", host="here")
     assert placed(REQUEST, settings, Service("http://127.0.0.1:1", None, stack)) == REQUEST
