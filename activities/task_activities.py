@@ -203,7 +203,7 @@ class TaskActivitiesImpl(TaskActivities):
         with as_application_errors():
             workspaces = self._registry.workspaces
             if not await workspaces.record_verdict(handle.workspace_id, handle.attempt, Verdict.READY):
-                state = await workspaces.callback_state(handle.workspace_id)
+                state = await workspaces.attempt_state(handle.workspace_id)
                 if state is None or (state.attempt, state.verdict) != (handle.attempt, Verdict.READY):
                     raise AttemptNotWanted(
                         f"attempt {handle.attempt} of workspace {handle.workspace_id} has another verdict than ready"
@@ -377,7 +377,7 @@ class TaskActivitiesImpl(TaskActivities):
 
         A late repeat of an activity that has long succeeded finds its attempt in use: that one is left alone.
         """
-        state = await self._registry.workspaces.callback_state(compute.workspace_id)
+        state = await self._registry.workspaces.attempt_state(compute.workspace_id)
         if state is None or state.attempt != compute.attempt or state.status not in _IN_USE:
             await until_done(asyncio.ensure_future(backend.destroy(compute)))
 

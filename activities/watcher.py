@@ -132,7 +132,7 @@ def signal_owner(client: Client, registry: Registry) -> Announce:
 
     async def owner_of(compute: Compute) -> str:
         with contextlib.suppress(RegistryUnavailable):
-            state = await registry.workspaces.callback_state(compute.workspace_id)
+            state = await registry.workspaces.attempt_state(compute.workspace_id)
             if state:
                 return state.owner_workflow_id
         return task_workflow_id(compute.task_id)

@@ -34,7 +34,7 @@ from messages.signals import DEFAULT_FAILURE, ProvisioningFailed, SessionFinishe
 from messages.statuses import SessionStatus, Verdict
 from messages.tokens import CallbackClaims
 from store.errors import OutputGap, RegistryError, UnknownSession
-from store.records import CallbackState
+from store.records import AttemptState
 
 ANSWER_READ_SECONDS = 0.25
 """How long the read that only chooses the answer may take."""
@@ -114,7 +114,7 @@ async def output(
     body = await read_body(request, OutputBody, what="output callback")
     if not is_session_of(session_id, claims.sub, claims.att):
         raise _unknown_session()
-    _check_attempt(await api.registry.workspaces.callback_state(claims.sub), claims)
+    _check_attempt(await api.registry.workspaces.attempt_state(claims.sub), claims)
     try:
         await api.registry.sessions.append_output(claims.sub, claims.att, session_id, body.offset, "".join(body.chunks))
     except UnknownSession:
@@ -193,16 +193,16 @@ def _answer(status: int, answer: CallbackAnswer) -> JSONResponse:
     return JSONResponse(answer.model_dump(exclude_none=True), status)
 
 
-async def _state(api: Services, workspace_id: str, seconds: float) -> CallbackState | _Unknown | None:
+async def _state(api: Services, workspace_id: str, seconds: float) -> AttemptState | _Unknown | None:
     """Return what the registry has of a workspace (None: nothing), or UNKNOWN where it does not say in time."""
     try:
         async with asyncio.timeout(seconds):
-            return await api.state_reads.run(workspace_id, lambda: api.registry.workspaces.callback_state(workspace_id))
+            return await api.state_reads.run(workspace_id, lambda: api.registry.workspaces.attempt_state(workspace_id))
     except (TimeoutError, RegistryError):
         return _Unknown.UNKNOWN
 
 
-def _check_attempt(state: CallbackState | None, claims: CallbackClaims) -> CallbackState:
+def _check_attempt(state: AttemptState | None, claims: CallbackClaims) -> AttemptState:
     """Raise 404 for a workspace that is not known, 403 for an attempt that has a successor."""
     if state is None:
         raise Problem(404, "unknown-workspace", f"there is no workspace {claims.sub!r}; nothing was done")
@@ -218,7 +218,7 @@ def _check_attempt(state: CallbackState | None, claims: CallbackClaims) -> Callb
 
 async def _explain_refusal(api: Services, claims: CallbackClaims) -> None:
     """Raise why the registry did not take a record of this attempt."""
-    _check_attempt(await api.registry.workspaces.callback_state(claims.sub), claims)
+    _check_attempt(await api.registry.workspaces.attempt_state(claims.sub), claims)
 
 
 def _unknown_session() -> Problem:

@@ -15,7 +15,7 @@ from api.forwarding import Forwarder
 from api.single_flight import SingleFlight
 from api.templates import TemplateFolder
 from messages.keys import Keyring
-from store.records import CallbackState
+from store.records import AttemptState
 from store.registry import Registry
 
 
@@ -51,7 +51,7 @@ class Services:
         self.forwarder = Forwarder(given.temporal, given.registry)
         self.callback_auth = CallbackAuth(given.keys)
         self.user_auth = UserAuth(given.registry.tokens)
-        self.state_reads: SingleFlight[CallbackState | None] = SingleFlight()
+        self.state_reads: SingleFlight[AttemptState | None] = SingleFlight()
         self.closing = asyncio.Event()
 
     def ui_link(self, workflow_id: str) -> str | None:

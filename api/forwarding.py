@@ -175,7 +175,7 @@ class Forwarder:
         )
         sent = await self.signal(callback)
         if sent is Sent.NO_WORKFLOW:
-            state = await self._registry.workspaces.callback_state(kept.workspace_id)
+            state = await self._registry.workspaces.attempt_state(kept.workspace_id)
             if state and state.attempt == kept.attempt and state.owner_workflow_id != kept.workflow_id:
                 sent = await self.signal(replace(callback, workflow_id=state.owner_workflow_id))
         return sent is not Sent.AWAY

@@ -16,8 +16,8 @@ class Submission(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class CallbackState:
-    """What is needed to answer a callback. ``verdict`` is the current attempt's, None before there is one."""
+class AttemptState:
+    """A workspace's current attempt, as callbacks and activities are judged by it; ``verdict``: None before one."""
 
     workspace_id: str
     attempt: int

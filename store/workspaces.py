@@ -22,7 +22,7 @@ from messages.views import BootLogEntry, WorkspaceView
 from store.attempts import begin_attempt
 from store.changes import CHANNEL
 from store.database import Connection, Group, scalar, statement, transaction
-from store.records import Beat, CallbackState
+from store.records import AttemptState, Beat
 from store.task_env import forget_env
 from store.transitions import (
     LockedWorkspace,
@@ -79,7 +79,7 @@ _LIST = """
     ORDER BY w.created_at DESC, w.id DESC
     LIMIT %(limit)s
 """
-_CALLBACK_STATE = "SELECT id, attempt, status, owner_workflow_id, verdict FROM workspaces WHERE id = %(workspace_id)s"
+_ATTEMPT_STATE = "SELECT id, attempt, status, owner_workflow_id, verdict FROM workspaces WHERE id = %(workspace_id)s"
 _HEARTBEAT = """
     UPDATE workspaces
     SET last_heartbeat_at = now(), heartbeat_state = %(state)s, heartbeat_reason = %(reason)s,
@@ -301,12 +301,12 @@ class WorkspaceStore(Group):
         return [WorkspaceView.model_validate(row["workspace"]) for row in await found.fetchall()]
 
     @statement
-    async def callback_state(self, connection: Connection, workspace_id: str) -> CallbackState | None:
-        """Return what is needed to answer a callback: one read by primary key."""
-        row = await (await connection.execute(_CALLBACK_STATE, {"workspace_id": workspace_id})).fetchone()
+    async def attempt_state(self, connection: Connection, workspace_id: str) -> AttemptState | None:
+        """Return a workspace's current attempt: one read by primary key."""
+        row = await (await connection.execute(_ATTEMPT_STATE, {"workspace_id": workspace_id})).fetchone()
         if row is None:
             return None
-        return CallbackState(
+        return AttemptState(
             workspace_id=row["id"],
             attempt=row["attempt"],
             status=WorkspaceStatus(row["status"]),

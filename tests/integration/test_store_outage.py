@@ -29,7 +29,7 @@ async def test_a_registry_opens_and_answers_in_time_while_nothing_is_there(datab
                 assert monotonic() - started < 1.5
             started = monotonic()
             outcomes = await asyncio.gather(
-                *(registry.workspaces.callback_state("w") for _ in range(30)), return_exceptions=True
+                *(registry.workspaces.attempt_state("w") for _ in range(30)), return_exceptions=True
             )
             assert {type(outcome) for outcome in outcomes} == {RegistryUnavailable}
             assert monotonic() - started < 2
@@ -72,7 +72,7 @@ async def test_connections_that_died_unnoticed_cost_no_call(registry: Registry, 
             )
         await asyncio.gather(
             *(registry.tasks.begin(f"t-{number}") for number in range(20)),
-            *(registry.workspaces.callback_state("w") for _ in range(20)),
+            *(registry.workspaces.attempt_state("w") for _ in range(20)),
         )
     page = await registry.tasks.list(status=TaskStatus.RUNNING)
     assert len(page.tasks) == 20
@@ -94,7 +94,7 @@ async def test_a_server_that_does_not_answer_holds_nobody_longer_than_the_timeou
         assert monotonic() - started < 1.5
         started = monotonic()
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(registry.workspaces.callback_state("w"), 0.25)
+            await asyncio.wait_for(registry.workspaces.attempt_state("w"), 0.25)
         assert monotonic() - started < 0.5
         proxy.thaw()
         await _until_it_answers(registry)

@@ -22,7 +22,7 @@ from messages.statuses import (
 from messages.tasks import TaskInput, TaskOutcome
 from store.database import Connection
 from store.errors import AttemptSuperseded, RegistryError
-from store.records import CallbackState
+from store.records import AttemptState
 from store.registry import Registry
 from tests.support.records import a_failure, a_handle, a_task, provisioning, put, rows, running
 
@@ -149,9 +149,9 @@ async def test_the_first_verdict_stands_whatever_comes_at_once(registry: Registr
                 *(r.workspaces.record_verdict(task.workspace_id, 1, v, a_failure(task)) for v, r in calls)
             )
             (winner,) = [verdict for (verdict, _), first in zip(calls, answers, strict=True) if first]
-            state = await registry.workspaces.callback_state(task.workspace_id)
+            state = await registry.workspaces.attempt_state(task.workspace_id)
             status = W.ONLINE if winner is Verdict.READY else W.FAILED
-            assert state == CallbackState(task.workspace_id, 1, status, task_workflow_id(task.task_id), winner)
+            assert state == AttemptState(task.workspace_id, 1, status, task_workflow_id(task.task_id), winner)
             events = [e for e in await registry.tasks.events(task.task_id) if e.workspace_id][2:]
             found = [(e.kind, e.current) for e in events]
             failed = [] if winner is Verdict.READY else [(EventKind.WORKSPACE_PROVISION_FAILED, None)]
@@ -166,7 +166,7 @@ async def test_a_verdict_stands_even_where_the_status_does_not(registry: Registr
     events = await rows(registry, "events")
     assert not await registry.workspaces.record_verdict(task.workspace_id, 1, Verdict.READY)
     assert await rows(registry, "events") == events
-    state = await registry.workspaces.callback_state(task.workspace_id)
+    state = await registry.workspaces.attempt_state(task.workspace_id)
     assert state
     assert (state.verdict, state.status) == (Verdict.TIMED_OUT, W.PROVISIONING)
 
@@ -186,7 +186,7 @@ async def test_a_verdict_without_a_reason_gets_one(registry: Registry, verdict: 
 
 async def test_a_verdict_of_nothing_is_none(registry: Registry) -> None:
     assert not await registry.workspaces.record_verdict("nobody", 1, Verdict.READY)
-    assert await registry.workspaces.callback_state("nobody") is None
+    assert await registry.workspaces.attempt_state("nobody") is None
     assert not await registry.workspaces.record_removed("nobody")
     assert not await registry.workspaces.suspect_leak("nobody", "gone")
 
@@ -250,7 +250,7 @@ async def test_the_state_for_a_callback_is_one_read_by_primary_key(
 ) -> None:
     task = await provisioning(registry)
     statements = _watch_statements(monkeypatch)
-    assert await registry.workspaces.callback_state(task.workspace_id)
+    assert await registry.workspaces.attempt_state(task.workspace_id)
     (statement,) = statements
 
     async def explain(connection: Connection) -> str:
