@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic.alias_generators import to_camel
 
 from messages.names import Id
-from messages.statuses import BootStatus, SessionStatus, WorkspaceState
+from messages.statuses import BootStatus, HeartbeatState, SessionStatus
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_OUTPUT_BODY_BYTES = 256 * 1024
@@ -73,7 +73,7 @@ class HeartbeatBody(CallbackBody):
     still to deliver; ``metrics`` is free-form.
     """
 
-    state: WorkspaceState
+    state: HeartbeatState
     reason: ShortText | None = None
     sessions: list[Id] | None = Field(default=None, max_length=100)
     pending: Annotated[int, Field(ge=0)] | None = None

@@ -123,8 +123,8 @@ class BootStatus(StrEnum):
     FAILED = "failed"
 
 
-class WorkspaceState(StrEnum):
-    """What a workspace says of itself in a heartbeat."""
+class HeartbeatState(StrEnum):
+    """What a workspace says of itself in a heartbeat; its status is the registry's."""
 
     BOOTING = "booting"
     READY = "ready"

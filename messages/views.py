@@ -12,11 +12,11 @@ from messages.statuses import (
     BackendKind,
     BootStatus,
     EventKind,
+    HeartbeatState,
     SessionStatus,
     TaskStatus,
     TaskStep,
     Verdict,
-    WorkspaceState,
     WorkspaceStatus,
 )
 from messages.tasks import ProvisionFailure, Repository, SavedResult
@@ -60,7 +60,7 @@ class WorkspaceView(View):
     harness_url: str | None = None
     owner_workflow_id: str
     verdict: Verdict | None = None
-    heartbeat_state: WorkspaceState | None = None
+    heartbeat_state: HeartbeatState | None = None
     heartbeat_reason: str | None = None
     last_heartbeat_at: datetime | None = None
     leak_suspected_at: datetime | None = None

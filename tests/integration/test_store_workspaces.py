@@ -12,11 +12,11 @@ from messages.statuses import (
     BootStatus,
     EventKind,
     FailureSource,
+    HeartbeatState,
     Readiness,
     TaskStatus,
     TaskStep,
     Verdict,
-    WorkspaceState,
     WorkspaceStatus,
 )
 from messages.tasks import TaskInput, TaskOutcome
@@ -80,7 +80,7 @@ async def test_an_attempt_that_is_no_longer_provisioning_does_not_begin_again(re
 async def test_a_newer_attempt_supersedes(registry: Registry) -> None:
     task = await provisioning(registry)
     await registry.workspaces.record_provisioned(a_handle(task))
-    await registry.workspaces.record_heartbeat(task.workspace_id, 1, HeartbeatBody(state=WorkspaceState.BOOTING))
+    await registry.workspaces.record_heartbeat(task.workspace_id, 1, HeartbeatBody(state=HeartbeatState.BOOTING))
     await registry.workspaces.record_verdict(task.workspace_id, 1, Verdict.FAILED, a_failure(task))
     created_at = await _begin(registry, task, 2)
     assert created_at == await _begin(registry, task, 2)
@@ -228,7 +228,7 @@ async def test_a_heartbeat_is_one_update_and_nothing_else(registry: Registry, mo
     events = await rows(registry, "events")
     statements = _watch_statements(monkeypatch)
     body = HeartbeatBody(
-        state=WorkspaceState.READY,
+        state=HeartbeatState.READY,
         reason="fi\0ne",
         sessions=["s-1"],
         pending=2,
