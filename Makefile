@@ -2,6 +2,7 @@
 .PHONY: setup temporal run test test-pythons lint types bench format histories workspace-image clean
 
 PYTHON ?= python3
+PACKAGES := messages store activities workflows workers api cli agent
 NO_PYTHON := Python 3.11 to 3.13 is needed, with its venv module: install one so that it is on PATH
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 export PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.txt
@@ -9,8 +10,9 @@ export PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.tx
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --quiet --locked || \
+	@$(UV) sync --quiet --locked --compile-bytecode || \
 	  { $(UV) python find --quiet --no-python-downloads >/dev/null 2>&1 || echo "$(NO_PYTHON)" >&2; exit 1; }
+	@.venv/bin/python -m compileall -q $(PACKAGES)  # once, also where PYTHONDONTWRITEBYTECODE keeps Python from doing so
 	@touch $@
 
 .tools/bin/uv:

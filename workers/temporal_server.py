@@ -36,6 +36,10 @@ _DYNAMIC_CONFIG = (
     # while others are under way would wait 40 ms for its worker.
     "history.transferProcessorMaxPollRPS=1000",
     "history.timerProcessorMaxPollRPS=1000",
+    # One process needs no partitions of a task queue. With four, three of them pass what nobody waits for on to the
+    # first one at 10 a second: of 40 tasks at once, the last would start after 2 s.
+    "matching.numTaskqueueReadPartitions=1",
+    "matching.numTaskqueueWritePartitions=1",
 )
 
 

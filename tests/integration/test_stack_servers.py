@@ -15,8 +15,11 @@ from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
+from temporalio import workflow
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
+from temporalio.client import WorkflowHandle
+from temporalio.worker import Worker
 
 from activities.processes import identify, start_time
 from messages.search_attributes import SEARCH_ATTRIBUTES
@@ -198,6 +201,38 @@ async def test_temporal_serves_with_our_search_attributes_on_a_fast_database(hom
     # Its state is kept, and attributes that are there already are no error.
     again = await start_temporal(program, home, port=free_port(), ui_port=free_port())
     await again.child.stop()
+
+
+@workflow.defn(sandboxed=False)
+class Nothing:
+    @workflow.run
+    async def run(self) -> None:
+        """Do nothing."""
+
+
+async def test_none_of_many_workflows_that_start_at_once_waits_for_its_turn(home: Path) -> None:
+    """The server keeps what no poller is free for in one place, and hands it out as fast as workers take it."""
+    program = await obtain_temporal(None, print)
+    server = await start_temporal(program, home, port=free_port(), ui_port=free_port())
+    try:
+        client = await connect(server.address)
+        async with Worker(client, task_queue="many", workflows=[Nothing]):
+            for burst in range(3):
+                names = [f"{burst}-{number}" for number in range(60)]
+                handles = await asyncio.gather(
+                    *(client.start_workflow(Nothing.run, id=name, task_queue="many") for name in names)
+                )
+                await asyncio.gather(*(handle.result() for handle in handles))
+                waits = sorted([await wait_for_a_worker(handle) for handle in handles])
+                assert waits[-1] < 1.5, waits
+    finally:
+        await server.child.stop()
+
+
+async def wait_for_a_worker(handle: WorkflowHandle[Nothing, None]) -> float:
+    history = await handle.fetch_history()
+    scheduled, started = (event.event_time.ToNanoseconds() for event in history.events[1:3])
+    return (started - scheduled) / 1e9
 
 
 async def test_stacks_that_start_at_once_and_choose_the_same_ports_all_come_up(home: Path) -> None:
