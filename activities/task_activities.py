@@ -461,10 +461,10 @@ class TaskActivitiesImpl(TaskActivities):
 
     async def _save(self, backend: Backend, compute: Compute, request: ReleaseRequest) -> SavedResult | None:
         task_id = request.task.task_id
-        kept = await backend.save_result(compute, request.preflight.base_commit)
-        if kept is not None:
-            await self._registry.results.save(task_id, kept.result, patch=kept.patch, bundle=kept.bundle)
-            return kept.result
+        saved = await backend.save_result(compute, request.preflight.base_commit)
+        if saved is not None:
+            await self._registry.results.save(task_id, saved.result, patch=saved.patch, bundle=saved.bundle)
+            return saved.result
         # Nothing is there or nothing changed, unless an earlier try saved it and was cut off after the destroy.
         view = await self._registry.tasks.get(task_id)
         return view.result if view else None

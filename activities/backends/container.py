@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from activities.backends import container_spec as spec_of
 from activities.backends.container_contents import Contents
 from activities.backends.container_reach import Reach
-from activities.backends.contract import Backend, Compute, Inspection, Kept, WorkspaceSpec
+from activities.backends.contract import Backend, Compute, Inspection, SavedChange, WorkspaceSpec
 from activities.backends.docker_containers import Containers
 from activities.backends.docker_engine import Docker
 from activities.backends.docker_images import Images
@@ -144,7 +144,7 @@ class ContainerBackend(Backend):
         found = await self._containers.find(compute)
         return spec_of.unhealthy(found) if found else None
 
-    async def save_result(self, compute: Compute, base: str | None) -> Kept | None:
+    async def save_result(self, compute: Compute, base: str | None) -> SavedChange | None:
         """See :meth:`Backend.save_result`."""
         folder = self._folder(compute)
         async with exclusive(folder / "lock", create=True):
@@ -158,7 +158,7 @@ class ContainerBackend(Backend):
                 with TemporaryDirectory(dir=folder, prefix=".result-") as scratch:
                     if not await self._contents.fetch(compute, Path(scratch, "checkout")):
                         return None
-                    return await self._copies.keep(record.copy_of, Path(scratch), base)
+                    return await self._copies.save(record.copy_of, Path(scratch), base)
             except ResultNotSaved as e:
                 text = str(e).partition("; it is still in ")[0]
                 raise ResultNotSaved(f"{text}; it is still in container {compute.name}") from e

@@ -124,7 +124,7 @@ class Inspection:
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedChange:
     """What a backend saved: the record, the patch (None above 4 MiB), and the git bundle where one was made."""
 
     result: SavedResult
@@ -162,8 +162,8 @@ class Backend(ABC):
         """Look at the compute, changing nothing."""
 
     @abstractmethod
-    async def save_result(self, compute: Compute, base: str | None) -> Kept | None:
-        """Keep what the agent changed since ``base``; None where nothing changed, or nothing is there.
+    async def save_result(self, compute: Compute, base: str | None) -> SavedChange | None:
+        """Save what the agent changed since ``base``; None where nothing changed, or nothing is there.
 
         Stops what runs in the workspace first, so that nothing changes meanwhile. Raises ``ResultNotSaved``.
         """

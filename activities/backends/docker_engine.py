@@ -151,8 +151,8 @@ def status_of(e: Exception) -> int:
     return int(getattr(e, "status_code", None) or 0)
 
 
-class Kept(TypedDict):
-    """What every failure says that is Docker's own: its words are the detail."""
+class FailureFields(TypedDict):
+    """What every failure that is Docker's has in common: its words are the detail."""
 
     source: FailureSource
     detail: str
@@ -170,27 +170,28 @@ def explained(e: Exception, *, doing: str, image: str, command: str = "") -> Pro
     """
     text = said(e)
     low = text.lower()
-    kept = Kept(source=FailureSource.PROVIDER, detail=text)
+    fields = FailureFields(source=FailureSource.PROVIDER, detail=text)
     if "no space left on device" in low:
         return ProvisionFailed(
-            f"{doing} failed: no space left on Docker's disk; free some (docker system df, docker system prune)", **kept
+            f"{doing} failed: no space left on Docker's disk; free some (docker system df, docker system prune)",
+            **fields,
         )
     if _TAKEN.search(text):
-        return ProvisionInterrupted(f"{doing} failed: its port is taken ({text}); another one is tried", **kept)
+        return ProvisionInterrupted(f"{doing} failed: its port is taken ({text}); another one is tried", **fields)
     if "network" in low and ("not found" in low or "could not be found" in low):
-        return ProvisionFailed(f"{doing} failed: {text}; see: docker network ls; correct container.network", **kept)
+        return ProvisionFailed(f"{doing} failed: {text}; see: docker network ls; correct container.network", **fields)
     if "exec" in low or "oci runtime" in low or "runc" in low:
         if _NO_PROGRAM.search(text):
             return ProvisionFailed(
                 f"image {image} has no program {command!r} (exit code 127); correct the image, or container.command",
-                **kept,
+                **fields,
             )
         if _NO_PROGRAM_MAY_RUN.search(text):
             return ProvisionFailed(
                 f"image {image} cannot run {command!r} (exit code 126): {text}; make it executable, for this machine's "
                 "kind of processor",
-                **kept,
+                **fields,
             )
     if status_of(e) >= 500:
-        return ProvisionInterrupted(f"{doing} failed: Docker said: {text}", **kept)
-    return ProvisionFailed(f"{doing} failed: Docker said: {text}; correct the template's container section", **kept)
+        return ProvisionInterrupted(f"{doing} failed: Docker said: {text}", **fields)
+    return ProvisionFailed(f"{doing} failed: Docker said: {text}; correct the template's container section", **fields)

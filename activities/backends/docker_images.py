@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from activities.backends.docker_engine import Docker, Kept, Sdk, said, status_of
+from activities.backends.docker_engine import Docker, FailureFields, Sdk, said, status_of
 from activities.errors import ProvisionFailed, ProvisionInterrupted
 from activities.threads import in_daemon_thread
 from messages.statuses import FailureSource
@@ -121,10 +121,10 @@ def _how_far(image: str, seen: dict[str, tuple[int, int]]) -> str:
 def _refused(image: str, text: str) -> ProvisionFailed:
     """Return what a registry's refusal means: what may pass is tried again."""
     low = text.lower()
-    kept = Kept(source=FailureSource.PROVIDER, detail=text)
+    fields = FailureFields(source=FailureSource.PROVIDER, detail=text)
     if "no space left on device" in low:
         return ProvisionFailed(
-            f"image {image} cannot be pulled: no space left on Docker's disk; free some (docker system prune)", **kept
+            f"image {image} cannot be pulled: no space left on Docker's disk; free some (docker system prune)", **fields
         )
     if "unauthorized" in low or "authentication required" in low or "no basic auth" in low or "denied" in low:
         missing = "it does not exist, or " if "does not exist" in low else ""
@@ -133,13 +133,13 @@ def _refused(image: str, text: str) -> ProvisionFailed:
             f"image {image} cannot be pulled: {missing}the registry wants other credentials; "
             f"run docker login {registry}".rstrip()
             + " as the worker's user",
-            **kept,
+            **fields,
         )
     if "not found" in low or "manifest unknown" in low or "does not exist" in low or "no matching manifest" in low:
         return ProvisionFailed(
             f"image {image} cannot be found ({text}); correct container.image, or build it: docker build -t {image} …",
-            **kept,
+            **fields,
         )
     if "invalid reference" in low:
-        return ProvisionFailed(f"{image!r} is no image's name ({text}); correct container.image", **kept)
-    return ProvisionInterrupted(f"image {image} cannot be pulled: {text}", **kept)
+        return ProvisionFailed(f"{image!r} is no image's name ({text}); correct container.image", **fields)
+    return ProvisionInterrupted(f"image {image} cannot be pulled: {text}", **fields)

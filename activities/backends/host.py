@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from activities import processes, scopes
-from activities.backends.contract import Backend, Compute, Inspection, Kept, WorkspaceSpec
+from activities.backends.contract import Backend, Compute, Inspection, SavedChange, WorkspaceSpec
 from activities.backends.zipapp import agent_zipapp
 from activities.errors import ActivityFailure, AttemptNotWanted, NotRemoved, ProvisionFailed, ResultNotSaved
 from activities.files import exclusive, open_up, read_log_tail, remove_tree, to_its_end, until_done, write_private
@@ -114,12 +114,12 @@ class HostBackend(Backend):
         """Make the checkout, unless the agent is to. What is made outside ``folder`` is recorded before it is made."""
 
     @abstractmethod
-    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
         """Keep what changed; nothing runs in the workspace any more."""
 
     def _saved(
         self, record: ComputeRecord, branch: str, change: Change, bundle: bytes | None, **pushed: str | None
-    ) -> Kept:
+    ) -> SavedChange:
         result = SavedResult(
             **pushed,
             branch=branch,
@@ -131,7 +131,7 @@ class HostBackend(Backend):
             repository_path=None if record.url else record.repository,
             bundle=bundle is not None,
         )
-        return Kept(result=result, patch=change.patch, bundle=bundle)
+        return SavedChange(result=result, patch=change.patch, bundle=bundle)
 
     async def _check_url(self, url: str, ref: str | None) -> str:
         """Return the commit that a task on a repository by URL starts from."""
@@ -140,14 +140,14 @@ class HostBackend(Backend):
     def _mirror(self, url: str) -> Mirror:
         return Mirror(self._home, Remote(url, self._environ), self._git(self._home))
 
-    async def _keep_elsewhere(
+    async def _save_elsewhere(
         self, record: ComputeRecord, folder: Path, git: Git, change: Change, branch: str, *, alone: bool
-    ) -> Kept:
+    ) -> SavedChange:
         """Push the change, or make a bundle of it where it is not to be pushed, or cannot be.
 
         ``alone``: the repository has branches of other tasks, which do not belong into the bundle.
         """
-        kept: Kept | None = None
+        saved: SavedChange | None = None
         push_error = None
         if record.push and record.url and record.repository:
             remote = Remote(record.url, self._environ)
@@ -155,18 +155,18 @@ class HostBackend(Backend):
             try:
                 name = result_branch(record.task_id)
                 name = await push(remote, change.commit, name, objects=objects, scratch=folder)
-                kept = self._saved(record, name, change, None, pushed_to=remote.public)
+                saved = self._saved(record, name, change, None, pushed_to=remote.public)
             except (ActivityFailure, GitError) as e:
                 push_error = str(e)
                 _log.warning("the result of task %s is kept as a bundle: %s", record.task_id, e)
-        if kept is None:
+        if saved is None:
             try:
                 bundle = await make_bundle(git, branch=branch, base=record.base_commit or change.base, alone=alone)
             except ResultNotSaved as e:
                 raise ResultNotSaved(f"{push_error}; {e}" if push_error else str(e)) from e
-            kept = self._saved(record, branch, change, bundle, push_error=push_error)
+            saved = self._saved(record, branch, change, bundle, push_error=push_error)
         self._write(folder, record.model_copy(update={"ending": True, "saved": change.commit}))
-        return kept
+        return saved
 
     async def _warn(self, spec: WorkspaceSpec, record: ComputeRecord) -> None:
         """Say what of the repository a checkout does not hold."""
@@ -225,7 +225,7 @@ class HostBackend(Backend):
             log_tail=read_log_tail(folder / "agent.log"),
         )
 
-    async def save_result(self, compute: Compute, base: str | None) -> Kept | None:
+    async def save_result(self, compute: Compute, base: str | None) -> SavedChange | None:
         """See :meth:`Backend.save_result`."""
         folder = self._folder(compute)
         async with exclusive(folder / "lock", create=self._read(folder) is not None) as lock:

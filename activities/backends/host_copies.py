@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import concurrent.futures
     from pathlib import Path
 
-    from activities.backends.contract import Kept, WorkspaceSpec
+    from activities.backends.contract import SavedChange, WorkspaceSpec
     from activities.git import Finished
     from messages.tasks import TaskInput
 
@@ -80,8 +80,8 @@ class HostCopies(LocalBackend):
                 await until_done(preparing)
             raise
 
-    async def keep(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
-        """Keep what changed in ``folder / "checkout"``; see :meth:`Backend.save_result`."""
+    async def save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
+        """Save what changed in ``folder / "checkout"``; see :meth:`Backend.save_result`."""
         return await self._save(record, folder, base)
 
     def _write(self, folder: Path, record: ComputeRecord, *, durable: bool = False) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from activities.backends.contract import Kept, WorkspaceSpec
+from activities.backends.contract import SavedChange, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from activities.files import remove_tree, to_its_end
@@ -56,7 +56,7 @@ class LocalBackend(HostBackend):
             )
         return record
 
-    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
         checkout = folder / "checkout"
         if not record.prepared or not is_real_folder(checkout):
             return None  # the repository was in it
@@ -74,7 +74,7 @@ class LocalBackend(HostBackend):
             if change is None:
                 return None
             if record.url:
-                return await self._keep_elsewhere(record, folder, git, change, branch, alone=False)
+                return await self._save_elsewhere(record, folder, git, change, branch, alone=False)
             bundle = await make_bundle(git, branch=branch, base=base)
         except (GitError, OSError) as e:
             raise ResultNotSaved(f"the result cannot be kept: {e}; it is still in {checkout}") from e

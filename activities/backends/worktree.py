@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from activities.backends.contract import Kept, WorkspaceSpec
+from activities.backends.contract import SavedChange, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from activities.files import exclusive, remove_tree, to_its_end
@@ -102,7 +102,7 @@ class WorktreeBackend(HostBackend):
         common = await self._git(Path(record.repository)).common_dir()
         return record.model_copy(update={"common_dir": str(common), "branch": result_branch(record.task_id)})
 
-    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> Kept | None:
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
         base = record.base_commit or base
         if not record.prepared or record.branch is None or base is None:
             return None
@@ -113,7 +113,7 @@ class WorktreeBackend(HostBackend):
             place = Place(git=git, git_dir=git_dir, checkout=checkout, scratch=folder)
             change = await save_change(place, branch=branch, base=base, message=f"Work of task {record.task_id}")
             if change is not None and record.url:
-                return await self._keep_elsewhere(record, folder, git, change, branch, alone=True)
+                return await self._save_elsewhere(record, folder, git, change, branch, alone=True)
         except (GitError, OSError) as e:
             raise ResultNotSaved(
                 f"the result cannot be kept in {record.repository}: {e}; it is still in {checkout}"

@@ -10,7 +10,7 @@ import pytest
 
 from activities import git_results
 from activities.agent_client import AgentClient
-from activities.backends.contract import Kept, WorkspaceSpec
+from activities.backends.contract import SavedChange, WorkspaceSpec
 from activities.backends.local import LocalBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from messages.names import result_branch
@@ -45,12 +45,12 @@ def checkout_of(tmp_path: Path, spec: WorkspaceSpec) -> Path:
     return tmp_path / "home/workspaces" / spec.compute.name / "checkout"
 
 
-def bundle_of(tmp_path: Path, kept: Kept | None) -> Path:
-    assert kept is not None
-    assert kept.result.bundle
-    assert kept.bundle is not None
+def bundle_of(tmp_path: Path, saved: SavedChange | None) -> Path:
+    assert saved is not None
+    assert saved.result.bundle
+    assert saved.bundle is not None
     file = tmp_path / "result.bundle"
-    file.write_bytes(kept.bundle)
+    file.write_bytes(saved.bundle)
     return file
 
 
@@ -60,17 +60,17 @@ async def test_an_empty_workspace_gives_a_bundle_that_can_be_cloned(backend: Loc
     assert await backend.check(spec.task) is None
     await backend.provision(spec)
     (checkout_of(tmp_path, spec) / "made.txt").write_text("made\n")
-    kept = await backend.save_result(spec.compute, None)
+    saved = await backend.save_result(spec.compute, None)
     await backend.destroy(spec.compute)
-    file = bundle_of(tmp_path, kept)
-    assert kept is not None
-    assert kept.result.branch == result_branch(spec.compute.task_id)
-    git(tmp_path, "clone", "--quiet", "--branch", kept.result.branch, str(file), "fetched")
+    file = bundle_of(tmp_path, saved)
+    assert saved is not None
+    assert saved.result.branch == result_branch(spec.compute.task_id)
+    git(tmp_path, "clone", "--quiet", "--branch", saved.result.branch, str(file), "fetched")
     assert files_of(tmp_path / "fetched", "HEAD") == {"made.txt": "made"}
-    assert git(tmp_path / "fetched", "rev-parse", "HEAD^") == kept.result.base_commit
-    assert (kept.result.files_changed, kept.result.insertions) == (1, 1)
-    assert kept.patch is not None
-    assert b"+made" in kept.patch
+    assert git(tmp_path / "fetched", "rev-parse", "HEAD^") == saved.result.base_commit
+    assert (saved.result.files_changed, saved.result.insertions) == (1, 1)
+    assert saved.patch is not None
+    assert b"+made" in saved.patch
 
 
 async def test_an_untouched_workspace_has_no_result(backend: LocalBackend, repository: Path) -> None:
@@ -99,12 +99,12 @@ async def test_a_clone_gives_a_bundle_that_its_origin_can_fetch(
     checkout = checkout_of(tmp_path, spec)
     assert git(checkout, "rev-parse", "HEAD") == spec.base_commit
     (checkout / "new.txt").write_text("new\n")
-    kept = await backend.save_result(spec.compute, spec.base_commit)
+    saved = await backend.save_result(spec.compute, spec.base_commit)
     await backend.destroy(spec.compute)
     assert snapshot(repository) == before
-    file = bundle_of(tmp_path, kept)
-    assert kept is not None
-    branch = kept.result.branch
+    file = bundle_of(tmp_path, saved)
+    assert saved is not None
+    branch = saved.result.branch
     heads = [line.split()[1] for line in git(repository, "bundle", "list-heads", str(file)).splitlines()]
     assert heads == [f"refs/heads/{branch}"]  # what the origin has is not sent back
     git(repository, "fetch", "--quiet", str(file), f"{branch}:{branch}")
@@ -133,16 +133,16 @@ async def test_whatever_the_agent_did_to_its_repository_the_files_are_kept(
         git(checkout, "init", "--quiet")
         git(checkout, "add", "--all")
         git(checkout, "commit", "--quiet", "-m", "all mine")
-    kept = await backend.save_result(spec.compute, spec.base_commit)
-    file = bundle_of(tmp_path, kept)
-    assert kept is not None
+    saved = await backend.save_result(spec.compute, spec.base_commit)
+    file = bundle_of(tmp_path, saved)
+    assert saved is not None
     reader = repository
     if not origin:
         git(tmp_path, "init", "--quiet", "reader")
         reader = tmp_path / "reader"
-    git(reader, "fetch", "--quiet", str(file), f"{kept.result.branch}:{kept.result.branch}")
-    assert files_of(reader, kept.result.branch)["new.txt"] == "new"
-    assert kept.result.files_changed == 1
+    git(reader, "fetch", "--quiet", str(file), f"{saved.result.branch}:{saved.result.branch}")
+    assert files_of(reader, saved.result.branch)["new.txt"] == "new"
+    assert saved.result.files_changed == 1
 
 
 async def test_a_deleted_checkout_has_no_result(backend: LocalBackend, tmp_path: Path) -> None:
@@ -173,9 +173,9 @@ async def test_with_readiness_callback_the_agent_makes_the_checkout(
     async with httpx.AsyncClient() as client:
         await AgentClient(client, handle.harness_url, TOKEN).wait_until_booted(20, worth_waiting=yes)
     assert (checkout_of(tmp_path, spec) / "by-setup").exists()
-    kept = await backend.save_result(spec.compute, spec.base_commit)
-    assert kept is not None
-    assert kept.result.base_commit == spec.base_commit
+    saved = await backend.save_result(spec.compute, spec.base_commit)
+    assert saved is not None
+    assert saved.result.base_commit == spec.base_commit
 
 
 async def test_a_checkout_that_cannot_be_made_fails_with_its_reason_and_leaves_nothing(

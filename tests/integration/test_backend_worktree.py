@@ -75,17 +75,17 @@ async def test_a_change_becomes_a_branch_and_the_users_checkout_does_not_move(tm
     await host.backend.provision(host.spec)
     (host.checkout / "new.txt").write_text("new\n")
     (host.checkout / "x.ignored").write_text("left out\n")
-    kept = await host.backend.save_result(host.spec.compute, host.spec.base_commit)
+    saved = await host.backend.save_result(host.spec.compute, host.spec.base_commit)
     await host.backend.destroy(host.spec.compute)
 
-    assert kept is not None
-    assert kept.bundle is None
-    assert kept.result.branch == host.branch
-    assert kept.result.base_commit == host.spec.base_commit
-    assert kept.result.repository_path == str(repository)
-    assert not kept.result.bundle
-    assert (kept.result.files_changed, kept.result.insertions, kept.result.deletions) == (1, 1, 0)
-    assert git(repository, "rev-parse", host.branch) == kept.result.commit
+    assert saved is not None
+    assert saved.bundle is None
+    assert saved.result.branch == host.branch
+    assert saved.result.base_commit == host.spec.base_commit
+    assert saved.result.repository_path == str(repository)
+    assert not saved.result.bundle
+    assert (saved.result.files_changed, saved.result.insertions, saved.result.deletions) == (1, 1, 0)
+    assert git(repository, "rev-parse", host.branch) == saved.result.commit
     assert sorted(files_of(repository, host.branch)) == [".gitignore", "README", "new.txt", "src/app.py"]
     after = snapshot(repository)
     added = {path for path in after if path not in before}
@@ -123,9 +123,9 @@ async def test_an_agent_that_removes_its_whole_workspace_loses_no_commit_and_lea
     git(host.checkout, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-m", "mine")
     shutil.rmtree(host.folder)
     assert [compute.name for compute in await host.backend.list_owned()] == [host.spec.compute.name]
-    kept = await host.backend.save_result(host.spec.compute, None)
+    saved = await host.backend.save_result(host.spec.compute, None)
     await host.backend.destroy(host.spec.compute)
-    assert kept is not None
+    assert saved is not None
     assert git(host.repository, "log", "-1", "--format=%s", host.branch) == "mine"
     assert host.spec.compute.name not in git(host.repository, "worktree", "list")
     assert not host.folder.exists()
@@ -136,10 +136,10 @@ async def test_the_result_of_an_earlier_workspace_of_the_task_stays(host: Host) 
     git(host.repository, "branch", host.branch, "main")
     await host.backend.provision(host.spec)
     (host.checkout / "new.txt").write_text("new\n")
-    kept = await host.backend.save_result(host.spec.compute, host.spec.base_commit)
+    saved = await host.backend.save_result(host.spec.compute, host.spec.base_commit)
     await host.backend.destroy(host.spec.compute)
-    assert kept is not None
-    assert kept.result.branch == f"{host.branch}-2"
+    assert saved is not None
+    assert saved.result.branch == f"{host.branch}-2"
     assert git(host.repository, "rev-parse", host.branch) == git(host.repository, "rev-parse", "main")
 
 
@@ -175,8 +175,8 @@ async def test_whatever_the_agent_did_to_its_worktree_work_is_kept_and_nothing_e
         case "moved":
             git(host.repository, "worktree", "move", str(checkout), str(host.folder / "elsewhere"))
             expected = {"committed.txt"}
-    kept = await host.backend.save_result(host.spec.compute, host.spec.base_commit)
-    assert kept is not None
+    saved = await host.backend.save_result(host.spec.compute, host.spec.base_commit)
+    assert saved is not None
     assert expected <= set(files_of(host.repository, host.branch))
     await host.backend.destroy(host.spec.compute)
     assert not host.folder.exists()
@@ -221,9 +221,9 @@ async def test_many_workspaces_of_one_repository_at_once(host: Host) -> None:
     await asyncio.gather(*[host.backend.provision(spec) for spec in specs])
     for spec in specs:
         (host.home / "workspaces" / spec.compute.name / "checkout/new.txt").write_text(spec.compute.task_id)
-    kept = await asyncio.gather(*[host.backend.save_result(spec.compute, spec.base_commit) for spec in specs])
+    saved = await asyncio.gather(*[host.backend.save_result(spec.compute, spec.base_commit) for spec in specs])
     await asyncio.gather(*[host.backend.destroy(spec.compute) for spec in specs])
-    for spec, each in zip(specs, kept, strict=True):
+    for spec, each in zip(specs, saved, strict=True):
         assert each is not None
         assert files_of(host.repository, each.result.branch)["new.txt"] == spec.compute.task_id
     after = {path: value for path, value in snapshot(host.repository).items() if "heads/taskrunner" not in path}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from activities import git_results, pushes
-from activities.backends.contract import Kept, WorkspaceSpec
+from activities.backends.contract import SavedChange, WorkspaceSpec
 from activities.backends.host import HostBackend
 from activities.errors import ResultNotSaved
 from messages.names import result_branch
@@ -40,13 +40,13 @@ class Place:
         await self.backend.provision(spec)
         return spec
 
-    async def end(self, spec: WorkspaceSpec) -> Kept | None:
+    async def end(self, spec: WorkspaceSpec) -> SavedChange | None:
         """Save what changed, and take the workspace down."""
-        kept = await self.backend.save_result(spec.compute, spec.base_commit)
+        saved = await self.backend.save_result(spec.compute, spec.base_commit)
         again = await self.backend.save_result(spec.compute, spec.base_commit)
-        assert again == kept  # a release may run twice
+        assert again == saved  # a release may run twice
         await self.backend.destroy(spec.compute)
-        return kept
+        return saved
 
     def checkout(self, spec: WorkspaceSpec) -> Path:
         return self.folder / "home/workspaces" / spec.compute.name / "checkout"
@@ -60,10 +60,10 @@ class Place:
         """Return the branches in the mirror that are not the remote's."""
         return git(self.mirror, "for-each-ref", "--format=%(refname:short)", "refs/heads").split()
 
-    def fetched(self, kept: Kept, branch: str) -> dict[str, str]:
+    def fetched(self, saved: SavedChange, branch: str) -> dict[str, str]:
         """Return the files of the branch after a clone of the same repository took the bundle."""
-        assert kept.bundle is not None
-        (self.folder / "bundle").write_bytes(kept.bundle)
+        assert saved.bundle is not None
+        (self.folder / "bundle").write_bytes(saved.bundle)
         git(self.folder, "clone", "--quiet", str(self.bare), "clone")
         git(self.folder / "clone", "fetch", "--quiet", str(self.folder / "bundle"), f"{branch}:{branch}")
         return files_of(self.folder / "clone", branch)
@@ -90,14 +90,14 @@ async def test_a_change_is_kept_as_a_bundle_that_a_clone_can_take(place: Place) 
     assert git(checkout, "remote", "get-url", "origin") == place.url
     assert git(checkout, "rev-parse", "origin/main", "origin/HEAD", "origin/other").split()[:2] == [other, other]
     (checkout / "new.txt").write_text("new\n")
-    kept = await place.end(spec)
-    assert kept is not None
+    saved = await place.end(spec)
+    assert saved is not None
     branch = result_branch(spec.compute.task_id)
-    assert (kept.result.branch, kept.result.bundle, kept.result.pushed_to) == (branch, True, None)
-    assert kept.result.repository_path is None
-    assert kept.bundle is not None
-    assert len(kept.bundle) < 5_000
-    assert place.fetched(kept, branch)["new.txt"] == "new"
+    assert (saved.result.branch, saved.result.bundle, saved.result.pushed_to) == (branch, True, None)
+    assert saved.result.repository_path is None
+    assert saved.bundle is not None
+    assert len(saved.bundle) < 5_000
+    assert place.fetched(saved, branch)["new.txt"] == "new"
     assert place.own_branches() == []
     assert git(place.mirror, "worktree", "list").count("\n") == 0
     assert snapshot(place.repository) == before
@@ -121,10 +121,10 @@ async def test_tasks_that_share_a_mirror_keep_only_what_is_theirs(place: Place) 
     for spec in specs:
         commit(place.checkout(spec), "own.txt", spec.compute.task_id)
     for spec in specs:
-        kept = await place.end(spec)
-        assert kept is not None
-        assert kept.bundle is not None
-        (place.folder / "bundle").write_bytes(kept.bundle)
+        saved = await place.end(spec)
+        assert saved is not None
+        assert saved.bundle is not None
+        (place.folder / "bundle").write_bytes(saved.bundle)
         heads = [line.split()[1] for line in git(place.bare, "bundle", "list-heads", "../../bundle").splitlines()]
         own = f"refs/heads/{result_branch(spec.compute.task_id)}"
         # On local the agent's own branches come along; it has committed to main.
@@ -182,12 +182,12 @@ async def test_a_result_is_pushed_where_the_template_says_so(place: Place) -> No
     (place.checkout(spec) / "new.txt").write_text("new\n")
     git(place.bare, "update-ref", f"refs/heads/{branch}", git(place.bare, "commit-tree", "main^{tree}", "-m", "other"))
     taken = git(place.bare, "rev-parse", branch)
-    kept = await place.end(spec)
-    assert kept is not None
-    assert (kept.result.branch, kept.result.pushed_to, kept.result.bundle) == (f"{branch}-2", place.url, False)
-    assert kept.bundle is None
+    saved = await place.end(spec)
+    assert saved is not None
+    assert (saved.result.branch, saved.result.pushed_to, saved.result.bundle) == (f"{branch}-2", place.url, False)
+    assert saved.bundle is None
     assert git(place.bare, "rev-parse", branch) == taken
-    assert git(place.bare, "rev-parse", f"{branch}-2") == kept.result.commit
+    assert git(place.bare, "rev-parse", f"{branch}-2") == saved.result.commit
     assert files_of(place.bare, f"{branch}-2")["new.txt"] == "new"
     assert git(place.bare, "branch", "--list", "taskrunner/*").count("taskrunner/") == 2
     assert place.own_branches() == []
@@ -209,14 +209,14 @@ async def test_a_result_that_cannot_be_pushed_is_kept_as_a_bundle_that_says_why(
     else:
         place.server.broken = True
     (place.checkout(spec) / "new.txt").write_text("new\n")
-    kept = await place.end(spec)
-    assert kept is not None
+    saved = await place.end(spec)
+    assert saved is not None
     said = {"hook": "pre-receive hook declined: only on Mondays", "password": "does not let us in", "away": "500"}[why]
-    assert kept.result.push_error is not None
-    assert said in kept.result.push_error
-    assert PASSWORD not in kept.result.push_error
-    assert (kept.result.pushed_to, kept.result.bundle) == (None, True)
-    assert place.fetched(kept, kept.result.branch)["new.txt"] == "new"
+    assert saved.result.push_error is not None
+    assert said in saved.result.push_error
+    assert PASSWORD not in saved.result.push_error
+    assert (saved.result.pushed_to, saved.result.bundle) == (None, True)
+    assert place.fetched(saved, saved.result.branch)["new.txt"] == "new"
     assert place.own_branches() == []
 
 
