@@ -10,7 +10,7 @@ export PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.tx
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml uv.lock | $(UV)
-	@$(UV) sync --quiet --locked --compile-bytecode || \
+	@$(UV) sync --quiet --locked || \
 	  { $(UV) python find --quiet --no-python-downloads >/dev/null 2>&1 || echo "$(NO_PYTHON)" >&2; exit 1; }
 	@.venv/bin/python -m compileall -q $(PACKAGES)  # once, also where PYTHONDONTWRITEBYTECODE keeps Python from doing so
 	@touch $@
