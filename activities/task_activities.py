@@ -382,12 +382,12 @@ class TaskActivitiesImpl(TaskActivities):
             await until_done(asyncio.ensure_future(backend.destroy(compute)))
 
     async def _stored_verdict(self, handle: WorkspaceHandle) -> LastLook | None:
-        for kept in await self._registry.callbacks.find(handle.workspace_id, handle.attempt):
-            if kept.signal == WORKSPACE_READY:
+        for stored in await self._registry.callbacks.find(handle.workspace_id, handle.attempt):
+            if stored.signal == WORKSPACE_READY:
                 return LastLook(ready=True)
-            if kept.signal == PROVISIONING_FAILED:
+            if stored.signal == PROVISIONING_FAILED:
                 try:
-                    return LastLook(failed=ProvisioningFailed.model_validate(kept.payload))
+                    return LastLook(failed=ProvisioningFailed.model_validate(stored.payload))
                 except ValidationError:
                     continue
         return None

@@ -14,7 +14,7 @@ from api.limits import BodyLimit, HostCheck
 
 
 def create_app(given: ApiDependencies, *, loopback: bool = False, callbacks_only: bool = False) -> FastAPI:
-    """Return the application. While it runs (ASGI lifespan), kept callbacks are delivered.
+    """Return the application. While it runs (ASGI lifespan), stored callbacks are delivered.
 
     ``loopback`` tells that only this machine reaches it, proxies on it included: then Host headers are checked.
     ``callbacks_only``: it answers workspaces and knows no other route.
@@ -23,7 +23,7 @@ def create_app(given: ApiDependencies, *, loopback: bool = False, callbacks_only
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
-        deliverer = asyncio.create_task(services.forwarder.deliver_kept(), name="deliver kept callbacks")
+        deliverer = asyncio.create_task(services.forwarder.deliver_stored(), name="deliver stored callbacks")
         try:
             yield
         finally:

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 
 from api.auth import CallbackCredentials
 from api.dependencies import Api, Services
-from api.forwarding import Callback, Sent
+from api.forwarding import Sent
 from api.limits import read_body
 from api.metrics import name_answer
 from api.openapi import json_body
@@ -34,13 +34,13 @@ from messages.signals import DEFAULT_FAILURE, ProvisioningFailed, SessionFinishe
 from messages.statuses import SessionStatus, Verdict
 from messages.tokens import CallbackClaims
 from store.errors import OutputGap, RegistryError, UnknownSession
-from store.records import AttemptState
+from store.records import AttemptState, Callback
 
 ANSWER_READ_SECONDS = 0.25
 """How long the read that only chooses the answer may take."""
 OWNER_READ_SECONDS = 2.0
 """How long it may take where the workflow has closed, so that the read also finds who owns the workspace now."""
-KEEP_SECONDS = 2.0
+STORE_SECONDS = 2.0
 """How long storing a callback may take; altogether an answer takes 7 s at most, whatever is away."""
 
 router = APIRouter(prefix="/api/workspaces/{workspace_id}", tags=["callbacks"])
@@ -167,7 +167,7 @@ async def _take(
     refused_by: set[Verdict],
     reason: str,
 ) -> JSONResponse:
-    """Signal the callback, or keep it while Temporal is away, and answer by what the registry has recorded."""
+    """Signal the callback, or store it while Temporal is away, and answer by what the registry has recorded."""
     sent = await api.forwarder.signal(callback)
     state = await _state(api, claims.sub, ANSWER_READ_SECONDS if sent is Sent.TAKEN else OWNER_READ_SECONDS)
     if state is not _Unknown.UNKNOWN:
@@ -177,8 +177,8 @@ async def _take(
             sent = await api.forwarder.signal(callback)
     if sent is Sent.AWAY:
         try:
-            async with asyncio.timeout(KEEP_SECONDS):
-                await api.forwarder.keep(callback)
+            async with asyncio.timeout(STORE_SECONDS):
+                await api.forwarder.store(callback)
         except (TimeoutError, RegistryError):
             raise unavailable("neither Temporal nor the registry can take the callback", "send it again") from None
         name_answer(request, "kept")

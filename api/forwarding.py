@@ -1,13 +1,12 @@
-"""Callbacks on their way to workflows: signalled at once, or kept until Temporal is back."""
+"""Callbacks on their way to workflows: signalled at once, or stored until Temporal is back."""
 
 import asyncio
 import contextlib
 import logging
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from enum import Enum, auto
-from typing import Any
 
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
 from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
@@ -16,53 +15,20 @@ from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.single_flight import SingleFlight
-from messages.base import Message
-from messages.names import callback_request_id
-from store.callbacks import KEPT
+from store.callbacks import STORED_CALLBACKS
 from store.changes import Watch
 from store.errors import RegistryError
-from store.records import KeptCallback
+from store.records import Callback, StoredCallback
 from store.registry import Registry
 
 SIGNAL_SECONDS = 2.0
 FIRST_BACKOFF_SECONDS = 0.25
 LONGEST_BACKOFF_SECONDS = 5.0
 LONGEST_WAIT_SECONDS = 30.0
-"""How long a kept callback can stay unseen where its notification was lost, as behind a connection pooler."""
+"""How long a stored callback can stay unseen where its notification was lost, as behind a connection pooler."""
 _FAILURES_PER_ROUND = 3
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Callback:
-    """A signal for a workflow. ``payload`` is the JSON of the signal's one argument."""
-
-    workflow_id: str
-    signal: str
-    workspace_id: str
-    attempt: int
-    session_id: str | None
-    payload: dict[str, Any]
-
-    @classmethod
-    def of(
-        cls,
-        signal: str,
-        message: Message,
-        *,
-        workflow_id: str,
-        workspace_id: str,
-        attempt: int,
-        session: str | None = None,
-    ) -> "Callback":
-        """Return the callback that carries ``message``."""
-        return cls(workflow_id, signal, workspace_id, attempt, session, message.model_dump(mode="json"))
-
-    @property
-    def request_id(self) -> str:
-        """The id under which Temporal recognises a repeat."""
-        return callback_request_id(self.workspace_id, self.attempt, self.signal, self.session_id or "")
 
 
 class Sent(Enum):
@@ -77,7 +43,7 @@ class Sent(Enum):
 
 
 class Forwarder:
-    """Sends callbacks to workflows; what it has to keep, :meth:`deliver_kept` delivers later."""
+    """Sends callbacks to workflows; what it has to store, :meth:`deliver_stored` delivers later."""
 
     def __init__(self, temporal: Client, registry: Registry) -> None:
         self._temporal = temporal
@@ -112,24 +78,17 @@ class Forwarder:
             return Sent.AWAY
         return Sent.TAKEN
 
-    async def keep(self, callback: Callback) -> None:
+    async def store(self, callback: Callback) -> None:
         """Store a callback that Temporal could not take, to be delivered later; raise ``RegistryUnavailable``."""
-        await self._registry.callbacks.keep(
-            workflow_id=callback.workflow_id,
-            signal=callback.signal,
-            workspace_id=callback.workspace_id,
-            attempt=callback.attempt,
-            session_id=callback.session_id,
-            payload=callback.payload,
-        )
+        await self._registry.callbacks.store(callback)
 
-    async def deliver_kept(self) -> None:
-        """Deliver what is kept, by whichever process, then wait until something is kept; never returns.
+    async def deliver_stored(self) -> None:
+        """Deliver what is stored, by whichever process, then wait until something is; never returns.
 
-        Every process does so: the one that kept a callback may be gone by the time it can be delivered, and Temporal
+        Every process does so: the one that stored a callback may be gone by the time it can be delivered, and Temporal
         drops what two of them deliver. Between rounds that failed it waits, 0.25 s doubling to 5 s.
         """
-        async with self._registry.changes.watch(KEPT) as changed:
+        async with self._registry.changes.watch(STORED_CALLBACKS) as changed:
             await self._deliver_again_and_again(changed)
 
     async def _deliver_again_and_again(self, changed: Watch) -> None:
@@ -138,11 +97,11 @@ class Forwarder:
             try:
                 done = await self._deliver_round()
             except RegistryError as e:
-                _log.info("kept callbacks cannot be read: %s", e)
+                _log.info("stored callbacks cannot be read: %s", e)
                 done = False
             except Exception:
                 # The deliverer outlives whatever one round meets: without it, callbacks would stay undelivered unseen.
-                _log.exception("delivering kept callbacks failed")
+                _log.exception("delivering stored callbacks failed")
                 done = False
             if done:
                 backoff = FIRST_BACKOFF_SECONDS
@@ -154,12 +113,12 @@ class Forwarder:
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
 
     async def _deliver_round(self) -> bool:
-        """Deliver everything that is kept; False where something could not be delivered."""
+        """Deliver everything that is stored; False where something could not be delivered."""
         while batch := await self._registry.callbacks.undelivered():
             failures = 0
-            for kept in batch:
-                if await self._deliver(kept):
-                    await self._registry.callbacks.delivered(kept.id)
+            for callback in batch:
+                if await self._deliver(callback):
+                    await self._registry.callbacks.delivered(callback.id)
                 else:
                     failures += 1
                     # One callback that is not taken must not hold up the others; several mean that Temporal is away.
@@ -169,14 +128,11 @@ class Forwarder:
                 return False
         return True
 
-    async def _deliver(self, kept: KeptCallback) -> bool:
-        callback = Callback(
-            kept.workflow_id, kept.signal, kept.workspace_id, kept.attempt, kept.session_id, kept.payload
-        )
+    async def _deliver(self, callback: StoredCallback) -> bool:
         sent = await self.signal(callback)
         if sent is Sent.NO_WORKFLOW:
-            state = await self._registry.workspaces.attempt_state(kept.workspace_id)
-            if state and state.attempt == kept.attempt and state.owner_workflow_id != kept.workflow_id:
+            state = await self._registry.workspaces.attempt_state(callback.workspace_id)
+            if state and state.attempt == callback.attempt and state.owner_workflow_id != callback.workflow_id:
                 sent = await self.signal(replace(callback, workflow_id=state.owner_workflow_id))
         return sent is not Sent.AWAY
 

@@ -115,7 +115,7 @@ class _Figures:
             by_status.add_metric([status.value], self._tasks.get(status, 0))
         yield by_status
         yield GaugeMetricFamily(
-            "taskrunner_callbacks_undelivered", "Kept callbacks that wait for Temporal.", value=self._undelivered
+            "taskrunner_callbacks_undelivered", "Stored callbacks that wait for Temporal.", value=self._undelivered
         )
 
 

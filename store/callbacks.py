@@ -1,25 +1,25 @@
-"""Callbacks that Temporal could not take when they came, kept until it can."""
+"""Callbacks that Temporal could not take when they came, stored until it can."""
 
-from typing import Any
+from dataclasses import asdict
 
 from psycopg.rows import class_row
 
 from store.changes import CHANNEL
 from store.database import Connection, Group, scalar, statement
-from store.records import KeptCallback
+from store.records import Callback, StoredCallback
 from store.values import jsonb
 
-KEPT = "kept_callbacks"
-"""What :meth:`store.changes.Changes.watch` is told to wake when a callback is kept; no task has an underscore."""
+STORED_CALLBACKS = "kept_callbacks"
+"""What :meth:`store.changes.Changes.watch` is told to wake when a callback is stored; no task has an underscore."""
 
-_KEEP = """
-    WITH kept AS (
+_STORE = """
+    WITH stored AS (
         INSERT INTO kept_callbacks (workflow_id, signal, workspace_id, attempt, session_id, payload)
         VALUES (%(workflow_id)s, %(signal)s, %(workspace_id)s, %(attempt)s, %(session_id)s, %(payload)s)
         ON CONFLICT DO NOTHING
         RETURNING id
     )
-    SELECT pg_notify(%(channel)s, %(kept)s) FROM kept
+    SELECT pg_notify(%(channel)s, %(stored)s) FROM stored
 """
 _UNDELIVERED = """
     SELECT id, workflow_id, signal, workspace_id, attempt, session_id, payload FROM kept_callbacks
@@ -40,39 +40,18 @@ class CallbackStore(Group):
     """The callbacks that wait for Temporal."""
 
     @statement
-    async def keep(
-        self,
-        connection: Connection,
-        *,
-        workflow_id: str,
-        signal: str,
-        workspace_id: str,
-        attempt: int,
-        session_id: str | None,
-        payload: dict[str, Any],
-    ) -> None:
-        """Keep a callback; the first of its workspace, attempt, signal and session counts, delivered or not.
+    async def store(self, connection: Connection, callback: Callback) -> None:
+        """Store a callback; the first of its workspace, attempt, signal and session counts, delivered or not.
 
-        Wakes the watches on :data:`KEPT`, of every process.
+        Wakes the watches on :data:`STORED_CALLBACKS`, of every process.
         """
-        await connection.execute(
-            _KEEP,
-            {
-                "workflow_id": workflow_id,
-                "signal": signal,
-                "workspace_id": workspace_id,
-                "attempt": attempt,
-                "session_id": session_id,
-                "payload": jsonb(payload),
-                "channel": CHANNEL,
-                "kept": KEPT,
-            },
-        )
+        given = {**asdict(callback), "payload": jsonb(callback.payload)}
+        await connection.execute(_STORE, {**given, "channel": CHANNEL, "stored": STORED_CALLBACKS})
 
     @statement
-    async def undelivered(self, connection: Connection, limit: int = 100) -> list[KeptCallback]:
+    async def undelivered(self, connection: Connection, limit: int = 100) -> list[StoredCallback]:
         """Return the oldest callbacks that have not been delivered."""
-        async with connection.cursor(row_factory=class_row(KeptCallback)) as cursor:
+        async with connection.cursor(row_factory=class_row(StoredCallback)) as cursor:
             await cursor.execute(_UNDELIVERED, {"limit": limit})
             return await cursor.fetchall()
 
@@ -87,8 +66,8 @@ class CallbackStore(Group):
         await connection.execute(_DELIVERED, {"id": callback_id})
 
     @statement
-    async def find(self, connection: Connection, workspace_id: str, attempt: int) -> list[KeptCallback]:
+    async def find(self, connection: Connection, workspace_id: str, attempt: int) -> list[StoredCallback]:
         """Return an attempt's callbacks that have not been delivered, oldest first."""
-        async with connection.cursor(row_factory=class_row(KeptCallback)) as cursor:
+        async with connection.cursor(row_factory=class_row(StoredCallback)) as cursor:
             await cursor.execute(_FIND, {"workspace_id": workspace_id, "attempt": attempt})
             return await cursor.fetchall()

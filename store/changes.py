@@ -48,7 +48,7 @@ class Changes:
 
     @asynccontextmanager
     async def watch(self, task_id: str) -> AsyncGenerator[Watch]:
-        """Watch a task, or what :mod:`store.callbacks` keeps (``KEPT``), while the context lasts.
+        """Watch a task, or what :mod:`store.callbacks` stores (``STORED_CALLBACKS``), while the context lasts.
 
         Works while PostgreSQL is away, and wakes on its return.
         """

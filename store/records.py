@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from messages.base import Message
+from messages.names import callback_request_id
 from messages.statuses import BackendKind, TaskStatus, Verdict, WorkspaceStatus
 from messages.tasks import TaskInput
 
@@ -62,13 +64,37 @@ class OutputPiece:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptCallback:
-    """A signal that Temporal could not take yet; ``payload`` is the JSON of its argument."""
+class Callback:
+    """A signal for a workflow. ``payload`` is the JSON of the signal's one argument."""
 
-    id: int
     workflow_id: str
     signal: str
     workspace_id: str
     attempt: int
     session_id: str | None
     payload: dict[str, Any]
+
+    @staticmethod
+    def of(
+        signal: str,
+        message: Message,
+        *,
+        workflow_id: str,
+        workspace_id: str,
+        attempt: int,
+        session: str | None = None,
+    ) -> "Callback":
+        """Return the callback that carries ``message``."""
+        return Callback(workflow_id, signal, workspace_id, attempt, session, message.model_dump(mode="json"))
+
+    @property
+    def request_id(self) -> str:
+        """The id under which Temporal recognises a repeat."""
+        return callback_request_id(self.workspace_id, self.attempt, self.signal, self.session_id or "")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCallback(Callback):
+    """One that Temporal could not take when it came; ``id`` is the registry's."""
+
+    id: int

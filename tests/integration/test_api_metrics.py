@@ -70,7 +70,7 @@ async def test_tasks_and_callbacks_and_requests_are_counted(api: RunningApi) -> 
         assert secret not in text
 
 
-async def test_a_kept_callback_is_told_apart(
+async def test_a_stored_callback_is_told_apart(
     registry: Registry, keys: Keyring, dev_server: DevServer, database_url: str, postgres: str
 ) -> None:
     """Temporal is away, then PostgreSQL too: /metrics answers all the same."""
@@ -82,9 +82,9 @@ async def test_a_kept_callback_is_told_apart(
         answer = await api.anyone.post(f"{workspace.path}/ready", headers=workspace.headers)
         assert answer.status_code == 202
         after = await read(api)
-        kept = {"kind": "ready", "answer": "kept"}
+        stored = {"kind": "ready", "answer": "kept"}
         name = "taskrunner_callbacks_total"
-        assert value(after, name, **kept) - value(before, name, **kept) == 1
+        assert value(after, name, **stored) - value(before, name, **stored) == 1
         assert value(after, "taskrunner_callbacks_undelivered") == 1
         with postgres_away(postgres, database_url):
             away = await read(api)

@@ -17,8 +17,9 @@ from messages.names import SESSION_FINISHED, WORKSPACE_READY, host_task_queue, t
 from messages.signals import WorkspaceReady
 from messages.statuses import TaskStatus, Verdict
 from messages.tasks import TaskOutcome
-from store.callbacks import KEPT
+from store.callbacks import STORED_CALLBACKS
 from store.database import Connection
+from store.records import Callback
 from store.registry import Registry
 from tests.support.api import API_TOKEN, RunningApi, Workspace, eventually, postgres_away, serving, signals, unique
 from tests.support.records import rows
@@ -61,10 +62,10 @@ async def _all_delivered(registry: Registry) -> None:
     await eventually(none_left)
 
 
-async def test_a_callback_that_temporal_misses_is_kept_and_delivered_on_its_return(
+async def test_a_callback_that_temporal_misses_is_stored_and_delivered_on_its_return(
     own: RunningApi, dev_server: DevServer
 ) -> None:
-    """S48 at the API: 202 while Temporal is away, one signal when it is back; repeats are kept once."""
+    """S48 at the API: 202 while Temporal is away, one signal when it is back; repeats are stored once."""
     workspace = await own.with_session(await own.workspace())
     await dev_server.stop()
     for _ in range(3):
@@ -75,8 +76,8 @@ async def test_a_callback_that_temporal_misses_is_kept_and_delivered_on_its_retu
         headers=workspace.headers,
     )
     assert (end.status_code, end.json()) == (202, {"success": True})
-    kept = await own.registry.callbacks.find(workspace.id, 1)
-    assert [callback.signal for callback in kept] == [WORKSPACE_READY, SESSION_FINISHED]
+    stored = await own.registry.callbacks.find(workspace.id, 1)
+    assert [callback.signal for callback in stored] == [WORKSPACE_READY, SESSION_FINISHED]
     await dev_server.start()
     async with asyncio.timeout(20):
         found = await signals(workspace.workflow, wait_for=2)
@@ -86,7 +87,7 @@ async def test_a_callback_that_temporal_misses_is_kept_and_delivered_on_its_retu
     assert len(await signals(workspace.workflow)) == 2
 
 
-async def test_what_an_earlier_process_kept_is_delivered_by_the_next(
+async def test_what_an_earlier_process_stored_is_delivered_by_the_next(
     dev_server: DevServer, registry: Registry, keys: Keyring
 ) -> None:
     await dev_server.start()
@@ -100,7 +101,7 @@ async def test_what_an_earlier_process_kept_is_delivered_by_the_next(
         await _all_delivered(registry)
 
 
-async def test_what_one_replica_kept_another_delivers(registry: Registry, keys: Keyring, temporal: Client) -> None:
+async def test_what_one_replica_stored_another_delivers(registry: Registry, keys: Keyring, temporal: Client) -> None:
     """S48: the replica that took the callback may be gone for good by the time Temporal is back."""
     away = await Client.connect("127.0.0.1:1", lazy=True, data_converter=pydantic_data_converter)
     async with serving(registry, temporal, keys) as other:
@@ -113,7 +114,7 @@ async def test_what_one_replica_kept_another_delivers(registry: Registry, keys: 
         await _all_delivered(registry)
 
 
-async def test_a_kept_callback_that_nobody_was_told_of_is_found(
+async def test_a_stored_callback_that_nobody_was_told_of_is_found(
     registry: Registry, keys: Keyring, temporal: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """S48: a notification may be lost, as behind a connection pooler; the safety net looks by itself."""
@@ -121,7 +122,7 @@ async def test_a_kept_callback_that_nobody_was_told_of_is_found(
     async with serving(registry, temporal, keys) as api:
         workspace = await api.workspace()
         await api.hears_changes()  # the looks at the start and at the listener's are not those that are meant
-        await eventually(lambda: api.someone_waits(KEPT))
+        await eventually(lambda: api.someone_waits(STORED_CALLBACKS))
         ready = WorkspaceReady(workspace_id=workspace.id, attempt=1)
 
         async def keep_silently(connection: Connection) -> None:
@@ -137,7 +138,7 @@ async def test_a_kept_callback_that_nobody_was_told_of_is_found(
         await _all_delivered(registry)
 
 
-async def test_a_kept_callback_whose_workflow_has_closed_holds_up_nothing(
+async def test_a_stored_callback_whose_workflow_has_closed_holds_up_nothing(
     own: RunningApi, dev_server: DevServer
 ) -> None:
     gone, waits = await own.workspace(), await own.workspace()
@@ -151,7 +152,7 @@ async def test_a_kept_callback_whose_workflow_has_closed_holds_up_nothing(
     await _all_delivered(own.registry)
 
 
-async def test_unknown_workspaces_and_older_attempts_are_not_kept(own: RunningApi, dev_server: DevServer) -> None:
+async def test_unknown_workspaces_and_older_attempts_are_not_stored(own: RunningApi, dev_server: DevServer) -> None:
     """S35, S36: also while Temporal is away."""
     workspace = await own.workspace()
     await own.registry.workspaces.record_verdict(workspace.id, 1, Verdict.READY)
@@ -338,18 +339,13 @@ async def test_a_stream_waits_through_an_outage_of_postgresql(
         assert b"".join([chunk async for chunk in chunks]) == b"after\n"
 
 
-async def test_one_kept_callback_that_temporal_does_not_take_holds_up_no_other(
+async def test_one_stored_callback_that_temporal_does_not_take_holds_up_no_other(
     own: RunningApi, dev_server: DevServer
 ) -> None:
     stuck, waits = await own.workspace(), await own.workspace()
     await dev_server.stop()
-    await own.registry.callbacks.keep(
-        workflow_id=stuck.workflow_id,
-        signal=WORKSPACE_READY,
-        workspace_id=stuck.id,
-        attempt=1,
-        session_id=None,
-        payload={"larger than gRPC takes": "x" * 5_000_000},
+    await own.registry.callbacks.store(
+        Callback(stuck.workflow_id, WORKSPACE_READY, stuck.id, 1, None, {"larger than gRPC takes": "x" * 5_000_000})
     )
     assert (await _ready(own, waits))[0] == 202
     await dev_server.start()

@@ -1,4 +1,4 @@
-"""Kept callbacks, saved results and API tokens."""
+"""Stored callbacks, saved results and API tokens."""
 
 import asyncio
 
@@ -8,6 +8,7 @@ from messages.names import PROVISIONING_FAILED, SESSION_FINISHED, WORKSPACE_READ
 from messages.statuses import EventKind
 from messages.tasks import SavedResult
 from store.errors import RegistryError
+from store.records import Callback
 from store.registry import Registry
 from tests.support.records import queued, rows
 
@@ -16,43 +17,37 @@ RESULT = SavedResult(
 )
 
 
-async def _keep(
+async def _store(
     registry: Registry, signal: str = WORKSPACE_READY, attempt: int = 1, session: str | None = None
 ) -> None:
-    await registry.callbacks.keep(
-        workflow_id="task-t-1",
-        signal=signal,
-        workspace_id="w-1",
-        attempt=attempt,
-        session_id=session,
-        payload={"workspace_id": "w-1", "attempt": attempt, "error": "a\0b", "n": float("inf")},
-    )
+    payload = {"workspace_id": "w-1", "attempt": attempt, "error": "a\0b", "n": float("inf")}
+    await registry.callbacks.store(Callback("task-t-1", signal, "w-1", attempt, session, payload))
 
 
-async def test_a_callback_is_kept_once_and_delivered_once(registry: Registry) -> None:
+async def test_a_callback_is_stored_once_and_delivered_once(registry: Registry) -> None:
     """S48: in the order in which they came, whatever is repeated."""
-    await asyncio.gather(*(_keep(registry) for _ in range(5)))
+    await asyncio.gather(*(_store(registry) for _ in range(5)))
     for session in ("s-1", "s-2", "s-1"):
-        await _keep(registry, SESSION_FINISHED, session=session)
-    await _keep(registry, PROVISIONING_FAILED)
-    await _keep(registry, attempt=2)
-    kept = await registry.callbacks.undelivered()
-    assert [(k.signal, k.attempt, k.session_id) for k in kept] == [
+        await _store(registry, SESSION_FINISHED, session=session)
+    await _store(registry, PROVISIONING_FAILED)
+    await _store(registry, attempt=2)
+    stored = await registry.callbacks.undelivered()
+    assert [(k.signal, k.attempt, k.session_id) for k in stored] == [
         (WORKSPACE_READY, 1, None),
         (SESSION_FINISHED, 1, "s-1"),
         (SESSION_FINISHED, 1, "s-2"),
         (PROVISIONING_FAILED, 1, None),
         (WORKSPACE_READY, 2, None),
     ]
-    assert (kept[0].workflow_id, kept[0].workspace_id) == ("task-t-1", "w-1")
-    assert kept[0].payload == {"workspace_id": "w-1", "attempt": 1, "error": "ab", "n": None}
-    assert await registry.callbacks.find("w-1", 1) == kept[:4]
-    assert await registry.callbacks.undelivered(limit=2) == kept[:2]
-    await registry.callbacks.delivered(kept[0].id)
-    await registry.callbacks.delivered(kept[0].id)
-    await _keep(registry)  # a late repeat of what was delivered
-    assert await registry.callbacks.undelivered() == kept[1:]
-    assert await registry.callbacks.find("w-1", 1) == kept[1:4]
+    assert (stored[0].workflow_id, stored[0].workspace_id) == ("task-t-1", "w-1")
+    assert stored[0].payload == {"workspace_id": "w-1", "attempt": 1, "error": "ab", "n": None}
+    assert await registry.callbacks.find("w-1", 1) == stored[:4]
+    assert await registry.callbacks.undelivered(limit=2) == stored[:2]
+    await registry.callbacks.delivered(stored[0].id)
+    await registry.callbacks.delivered(stored[0].id)
+    await _store(registry)  # a late repeat of what was delivered
+    assert await registry.callbacks.undelivered() == stored[1:]
+    assert await registry.callbacks.find("w-1", 1) == stored[1:4]
     assert await registry.callbacks.find("w-other", 1) == []
 
 

@@ -89,12 +89,12 @@ async def test_output_and_changes_of_an_earlier_release_are_read(url: str) -> No
 
 
 async def test_what_an_earlier_release_left_undone_goes_on(url: str) -> None:
-    """S48: a kept callback is delivered, a task that was never started can be started, or cancelled."""
+    """S48: a stored callback is delivered, a task that was never started can be started, or cancelled."""
     migrate(url)
     async with Registry.connect(url) as registry:
-        [kept] = await registry.callbacks.undelivered()
-        assert (kept.signal, kept.workspace_id, kept.payload["attempt"]) == ("workspace_ready", "w-queued", 1)
-        await registry.callbacks.delivered(kept.id)
+        [stored] = await registry.callbacks.undelivered()
+        assert (stored.signal, stored.workspace_id, stored.payload["attempt"]) == ("workspace_ready", "w-queued", 1)
+        await registry.callbacks.delivered(stored.id)
         assert await registry.callbacks.undelivered() == []
         found = await registry.tasks.find_submitted("queued", digest="of the request", idempotency_key="a-key")
         assert found is not None

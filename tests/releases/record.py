@@ -15,6 +15,7 @@ from cli.main import VERSION
 from messages.statuses import BackendKind
 from messages.tasks import TaskInput
 from messages.templates import Template
+from store.records import Callback
 from store.registry import Registry
 from tests.support.cli import Cli, private_cli
 from tests.support.git_repositories import make_repository
@@ -29,14 +30,8 @@ async def _add_what_outages_leave(url: str) -> None:
         template = Template(name="local", backend=BackendKind.LOCAL)
         task = TaskInput(task_id="queued", workspace_id="w-queued", prompt="echo later", template=template)
         await registry.tasks.create(task, digest="of the request", idempotency_key="a-key")
-        await registry.callbacks.keep(
-            workflow_id="task-queued",
-            signal="workspace_ready",
-            workspace_id="w-queued",
-            attempt=1,
-            session_id=None,
-            payload={"workspace_id": "w-queued", "attempt": 1},
-        )
+        payload = {"workspace_id": "w-queued", "attempt": 1}
+        await registry.callbacks.store(Callback("task-queued", "workspace_ready", "w-queued", 1, None, payload))
 
 
 def _do_tasks(cli: Cli, repository: Path) -> None:

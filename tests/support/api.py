@@ -103,7 +103,7 @@ class RunningApi:
         self.anyone = httpx.AsyncClient(base_url=url, timeout=20, trust_env=False)
 
     async def someone_waits(self, key: str) -> bool:
-        """Tell whether a watch on ``key`` (a task, ``KEPT``) waits, having seen everything so far."""
+        """Tell whether a watch on ``key`` (a task, ``STORED_CALLBACKS``) waits, having seen everything so far."""
         return any(watch._changed._waiters for watch in self.registry.changes._watches.get(key, ()))
 
     async def hears_changes(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -13,9 +12,11 @@ from messages.activities import (
     AttemptRequest,
     FinishRequest,
 )
+from messages.base import Message
 from messages.errors import ErrorType
 from messages.keys import Keyring
 from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, task_workflow_id
+from messages.signals import ProvisioningFailed, WorkspaceReady
 from messages.statuses import (
     BackendKind,
     EventKind,
@@ -26,11 +27,19 @@ from messages.statuses import (
     Verdict,
     WorkspaceStatus,
 )
-from messages.tasks import TaskOutcome
+from messages.tasks import TaskInput, TaskOutcome
+from store.records import Callback
 from store.registry import Registry
 from tests.integration.activities.conftest import World, completed, release, timed_out
 from tests.support.callback_api import CallbackApi
 from tests.support.records import session_of
+
+
+async def store(world: World, task: TaskInput, signal: str, message: Message) -> None:
+    """Store a callback of the task's first attempt, as while Temporal is away."""
+    owner, workspace = task_workflow_id(task.task_id), task.workspace_id
+    callback = Callback.of(signal, message, workflow_id=owner, workspace_id=workspace, attempt=1)
+    await world.registry.callbacks.store(callback)
 
 
 async def test_the_last_look_believes_a_stored_callback_first(world: World) -> None:
@@ -38,23 +47,12 @@ async def test_the_last_look_believes_a_stored_callback_first(world: World) -> N
     task = await world.submit()
     _, handle = await world.provision(task)
     await world.kill_agent(task)
-
-    async def keep(signal_name: str, payload: dict[str, Any]) -> None:
-        await world.registry.callbacks.keep(
-            workflow_id=task_workflow_id(task.task_id),
-            signal=signal_name,
-            workspace_id=task.workspace_id,
-            attempt=1,
-            session_id=None,
-            payload=payload,
-        )
-
-    base = {"workspace_id": task.workspace_id, "attempt": 1}
-    await keep(PROVISIONING_FAILED, {**base, "error": "no key", "log_tail": "tail"})
+    failed = ProvisioningFailed(workspace_id=task.workspace_id, attempt=1, error="no key", log_tail="tail")
+    await store(world, task, PROVISIONING_FAILED, failed)
     look = await world.run(world.activities.look_once_more, handle)
     assert look.failed is not None
     assert (look.failed.error, look.failed.log_tail) == ("no key", "tail")
-    await keep(WORKSPACE_READY, base)
+    await store(world, task, WORKSPACE_READY, WorkspaceReady(workspace_id=task.workspace_id, attempt=1))
     look = await world.run(world.activities.look_once_more, handle)
     assert not look.ready  # the older one counts
 
@@ -64,14 +62,7 @@ async def test_the_last_look_finds_a_stored_ready_although_nothing_answers(world
     task = await world.submit()
     _, handle = await world.provision(task)
     await world.kill_agent(task)
-    await world.registry.callbacks.keep(
-        workflow_id=task_workflow_id(task.task_id),
-        signal=WORKSPACE_READY,
-        workspace_id=task.workspace_id,
-        attempt=1,
-        session_id=None,
-        payload={"workspace_id": task.workspace_id, "attempt": 1},
-    )
+    await store(world, task, WORKSPACE_READY, WorkspaceReady(workspace_id=task.workspace_id, attempt=1))
     assert (await world.run(world.activities.look_once_more, handle)).ready
 
 
