@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from cli import render
-from cli.asking import call_api
+from cli.api_commands import call_api
 from cli.errors import CliError, Refused, UsageError
 from cli.repository import find_repository, run_git
 from messages.tasks import SavedResult

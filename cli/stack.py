@@ -118,11 +118,11 @@ async def running_stack(
             ),
             asyncio.create_task(_keep_alive(parts, failed, lambda: start_postgres(home.path))),
             # What takes longest to load is loaded while the servers start.
-            asyncio.create_task(asyncio.to_thread(import_module, "cli.services")),
+            asyncio.create_task(asyncio.to_thread(import_module, "cli.embedded")),
         )
         await asyncio.gather(*starting, return_exceptions=True)
         temporal, postgres, _ = (starting[0].result(), starting[1].result(), starting[2].result())
-        from cli.services import running_services
+        from cli.embedded import running_services
 
         record = StackRecord(
             pid=os.getpid(),

@@ -10,7 +10,7 @@ from cli import render
 from cli.bench.figures import Figure, table
 from cli.bench.measuring import measure
 from cli.errors import INTERRUPTED
-from cli.serving import run_until_signalled
+from cli.processes import run_until_signalled
 
 
 def bench(names: Sequence[str], n: int | None, *, as_json: bool) -> int:

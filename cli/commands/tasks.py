@@ -27,9 +27,9 @@ def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
       taskrunner logs -f "$(taskrunner submit --repo ~/project 'make check')"
       taskrunner submit --id build-1742 --template worktree - < prompt.txt
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    asking.submit(as_json, env, **options)
+    api_commands.submit(as_json, env, **options)
     return 0
 
 
@@ -48,9 +48,9 @@ def list_tasks(as_json: bool, **filters: str | int | None) -> int:
       taskrunner list --status running
       taskrunner list --json | jq -r '.tasks[].id'
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    asking.list_tasks(as_json, **filters)
+    api_commands.list_tasks(as_json, **filters)
     return 0
 
 
@@ -65,9 +65,9 @@ def show(task_id: str, as_json: bool) -> int:
       taskrunner show t-1
       taskrunner show t-1 --json | jq .workspace
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    asking.show(task_id, as_json)
+    api_commands.show(task_id, as_json)
     return 0
 
 
@@ -87,9 +87,9 @@ def logs(task_id: str, follow: bool, boot: bool, as_json: bool) -> int:
       taskrunner logs -f t-1
       taskrunner logs --boot t-1
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    (asking.boot_log if boot else asking.logs)(task_id, follow, as_json)
+    (api_commands.boot_log if boot else api_commands.logs)(task_id, follow, as_json)
     return 0
 
 
@@ -105,9 +105,9 @@ def events(task_id: str, follow: bool, as_json: bool) -> int:
       taskrunner events t-1
       taskrunner events -f t-1 --json | jq -r .current
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    asking.events(task_id, follow, as_json)
+    api_commands.events(task_id, follow, as_json)
     return 0
 
 
@@ -129,12 +129,12 @@ def diff(task_id: str, bundle: Path | None, as_json: bool) -> int:
       taskrunner diff t-1 | git apply --stat
       taskrunner diff t-1 --bundle change.bundle
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
     if bundle is not None:
-        asking.save_bundle(task_id, bundle, as_json)
+        api_commands.save_bundle(task_id, bundle, as_json)
     else:
-        asking.diff(task_id, as_json)
+        api_commands.diff(task_id, as_json)
     return 0
 
 
@@ -149,7 +149,7 @@ def cancel(task_id: str, as_json: bool) -> int:
       taskrunner cancel t-1
       taskrunner cancel t-1 && taskrunner events -f t-1
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    asking.cancel(task_id, as_json)
+    api_commands.cancel(task_id, as_json)
     return 0

@@ -27,9 +27,9 @@ def list_templates(as_json: bool) -> int:
       taskrunner templates list
       taskrunner templates list --json | jq -r '.templates[].name'
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    asking.list_templates(as_json)
+    api_commands.list_templates(as_json)
     return 0
 
 
@@ -44,7 +44,7 @@ def show_template(name: str, as_json: bool) -> int:
       taskrunner templates show worktree
       taskrunner templates show worktree --json | jq .provision_timeout_seconds
     """  # noqa: D301
-    from cli import asking
+    from cli import api_commands
 
-    asking.show_template(name, as_json)
+    api_commands.show_template(name, as_json)
     return 0

@@ -12,7 +12,7 @@ import pydantic
 import pytest
 
 
-@pytest.mark.parametrize("module", ["cli.running", "cli.asking"])
+@pytest.mark.parametrize("module", ["cli.running", "cli.api_commands"])
 def test_commands_that_talk_to_a_service_do_without_what_loads_slowly(module: str) -> None:
     """Temporal's SDK takes longer to load than everything else together; rich, where it is installed, a fifth of it."""
     program = f"import sys, cli.main, {module}; sys.exit(bool({{'temporalio', 'rich'}} & sys.modules.keys()))"

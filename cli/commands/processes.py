@@ -24,14 +24,14 @@ def dev(port: int, temporal_port: int, ui_port: int, as_json: bool, while_used: 
       taskrunner dev
       taskrunner dev --port 0 --temporal-port 0 --ui-port 0
     """  # noqa: D301
-    from cli import serving
+    from cli import processes
     from cli.stack import Ports
     from messages.settings import read_settings
 
     settings = read_settings()
     if while_used:
-        return serving.dev_while_used(settings, report_fd=while_used[0], start_lock_fd=while_used[1])
-    return serving.dev(settings, Ports(port, temporal_port, ui_port), as_json=as_json)
+        return processes.dev_while_used(settings, report_fd=while_used[0], start_lock_fd=while_used[1])
+    return processes.dev(settings, Ports(port, temporal_port, ui_port), as_json=as_json)
 
 
 @click.command()
@@ -46,10 +46,10 @@ def worker() -> int:
       taskrunner worker
       TEMPORAL_ADDRESS=temporal.example:7233 TASKRUNNER_PUBLIC_URL=https://tasks.example taskrunner worker
     """  # noqa: D301
-    from cli import serving
+    from cli import processes
     from messages.settings import read_settings
 
-    return serving.worker(read_settings())
+    return processes.worker(read_settings())
 
 
 @click.command()
@@ -67,10 +67,10 @@ def api(host: str, port: int, ui_url: str | None) -> int:
       taskrunner api
       taskrunner api --host 0.0.0.0 --ui-url https://temporal.example
     """  # noqa: D301
-    from cli import serving
+    from cli import processes
     from messages.settings import read_settings
 
-    return serving.api(read_settings(), host=host, port=port, ui_url=ui_url)
+    return processes.api(read_settings(), host=host, port=port, ui_url=ui_url)
 
 
 @click.command()
@@ -83,7 +83,7 @@ def migrate(as_json: bool) -> int:
       taskrunner migrate
       TASKRUNNER_DATABASE_URL=postgresql://me@db/tasks taskrunner migrate
     """  # noqa: D301
-    from cli import serving
+    from cli import processes
     from messages.settings import read_settings
 
-    return serving.migrate_database(read_settings(), as_json=as_json)
+    return processes.migrate_database(read_settings(), as_json=as_json)
