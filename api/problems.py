@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
-from messages.explained import explain, troubles
+from messages.validation import explain, violations
 from store.errors import MigrationError, RegistryUnavailable
 
 PROBLEM_JSON = "application/problem+json"
@@ -83,7 +83,7 @@ def invalid_body(error: ValidationError, what: str) -> Problem:
 
     The offending values are left out: they may be long, or secret.
     """
-    errors = [{"field": trouble.field or "(body)", "message": trouble.text} for trouble in troubles(error)]
+    errors = [{"field": violation.field or "(body)", "message": violation.text} for violation in violations(error)]
     first = errors[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     return Problem(

@@ -9,11 +9,11 @@ from typing import Any, cast
 import yaml
 from pydantic import ValidationError
 
-from messages.explained import first_trouble
 from messages.names import random_id
 from messages.statuses import BackendKind
 from messages.tasks import Repository, TaskInput, TaskRequest
 from messages.templates import Template, agent_preset
+from messages.validation import first_violation
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin_templates"
 MAX_TEMPLATE_BYTES = 256 * 1024
@@ -123,7 +123,7 @@ def _validated(content: dict[Any, Any]) -> Template:
     try:
         return Template.model_validate(content)
     except ValidationError as e:
-        raise TemplateError(str(first_trouble(e))) from None
+        raise TemplateError(str(first_violation(e))) from None
 
 
 def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) -> TaskInput:

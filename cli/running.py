@@ -23,12 +23,12 @@ from cli.interrupts import interrupts_kept
 from cli.launch import is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, is_url
 from messages.durations import parse_duration
-from messages.explained import first_trouble
 from messages.names import is_id, random_id
 from messages.settings import Settings
 from messages.statuses import BackendKind, TaskStatus
 from messages.tasks import Repository, TaskRequest
 from messages.templates import SUPPORTED_BACKENDS
+from messages.validation import first_violation
 
 
 def run(settings: Settings, request: TaskRequest, *, as_json: bool) -> int:
@@ -81,7 +81,7 @@ def build_request(*, env: Sequence[str], **options: str | None) -> TaskRequest:
             env=_values(env),
         )
     except ValidationError as e:
-        raise UsageError(str(first_trouble(e))) from None
+        raise UsageError(str(first_violation(e))) from None
 
 
 def _values(names: Sequence[str]) -> dict[str, SecretStr]:
@@ -114,7 +114,7 @@ def _repository(repo: str | None, ref: str | None, backend: str | None, template
         try:
             return Repository(url=repo)
         except ValidationError as e:
-            raise UsageError(f"--repo: the URL {first_trouble(e).text}") from None
+            raise UsageError(f"--repo: the URL {first_violation(e).text}") from None
     if repo is None:
         # A template's own backend may want the repository, so --backend local beside one does not say that none is.
         wants_none = ref is None and {backend, template} - {None} == {BackendKind.LOCAL.value}

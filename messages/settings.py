@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
 from messages.defaults import default_home
-from messages.explained import first_trouble
 from messages.names import HOST_PATTERN
+from messages.validation import first_violation
 
 
 class SettingsError(Exception):
@@ -106,5 +106,5 @@ def read_settings() -> Settings:
     except RuntimeError:  # of the default
         raise SettingsError("TASKRUNNER_HOME: no home folder of yours can be found; set it to a folder") from None
     except ValidationError as e:
-        first = first_trouble(e)
+        first = first_violation(e)
         raise SettingsError(f"TASKRUNNER_{first.field.upper()}: {first.text}") from None

@@ -19,9 +19,9 @@ from cli.doctor.ports import check_ports
 from cli.doctor.service import check_service
 from cli.home import StackRecord, read_record, read_token
 from messages.defaults import DEFAULT_API_URL
-from messages.explained import first_trouble
 from messages.settings import Settings
 from messages.urls import without_user_info
+from messages.validation import first_violation
 from workers.temporal_server import DEFAULT_PORT, DEFAULT_UI_PORT
 
 LONGEST_SECONDS = 3.4
@@ -68,10 +68,10 @@ def read_what_can_be() -> tuple[Settings, list[Check]]:
         try:
             return Settings.from_environment(instead), wrong
         except ValidationError as e:
-            trouble = first_trouble(e)
-            name = trouble.field.partition(".")[0]
+            violation = first_violation(e)
+            name = violation.field.partition(".")[0]
             variable = f"TASKRUNNER_{name.upper()}"
-            wrong.append(broken("settings", variable, trouble.text, f"correct {variable}, or unset it"))
+            wrong.append(broken("settings", variable, violation.text, f"correct {variable}, or unset it"))
             instead[name] = {"home": "/nonexistent", "host_id": "localhost"}.get(name)
         except RuntimeError:
             problem = "no home folder of yours can be found"

@@ -5,19 +5,19 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from messages.explained import first_trouble
 from messages.statuses import BackendKind, Readiness
 from messages.templates import Template
+from messages.validation import first_violation
 
 
 def template(container: dict[str, Any] | None = None, **content: Any) -> Template:
     return Template(name="x", backend=BackendKind.CONTAINER, container=container, **content)
 
 
-def trouble(container: dict[str, Any] | None, **content: Any) -> str:
+def violation(container: dict[str, Any] | None, **content: Any) -> str:
     with pytest.raises(ValidationError) as failed:
         template(container, **content)
-    return str(first_trouble(failed.value))
+    return str(first_violation(failed.value))
 
 
 def test_an_image_is_all_that_it_needs() -> None:
@@ -71,4 +71,4 @@ def test_what_is_stored_is_read_again() -> None:
     ],
 )
 def test_what_cannot_be_is_refused(container: dict[str, Any] | None, content: dict[str, Any], text: str) -> None:
-    assert text in trouble(container, **content)
+    assert text in violation(container, **content)

@@ -14,7 +14,6 @@ from cli.main import VERSION
 from messages import names
 from messages.callbacks import LOG_TAIL_BYTES, ReadyBody, log_tail
 from messages.durations import Duration, format_duration, parse_duration
-from messages.explained import first_trouble
 from messages.keys import Keyring, KeysError, create_keys, load_keys
 from messages.statuses import (
     SESSION_TRANSITIONS,
@@ -37,6 +36,7 @@ from messages.templates import (
 )
 from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.tokens import InvalidToken, mint_callback_token, verify_callback_token
+from messages.validation import first_violation
 
 
 @pytest.mark.parametrize("good", ["a", "0", "a-b", "x" * 40])
@@ -310,7 +310,7 @@ def test_agents_tokens_differ_by_workspace_and_attempt(keys: Keyring) -> None:
 def test_what_is_wrong_is_told_in_words_for_people(body: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError) as caught:
         TaskRequest.model_validate(body)
-    assert str(first_trouble(caught.value)).startswith(told)
+    assert str(first_violation(caught.value)).startswith(told)
 
 
 def test_all_parts_carry_the_release_that_is_built() -> None:
@@ -336,4 +336,4 @@ def test_an_agent_without_a_kind_is_a_command() -> None:
 def test_an_unknown_kind_of_agent_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValidationError) as refused:
         template(agent={"kind": "harnesd", "command": ["ls"]})
-    assert str(first_trouble(refused.value)) == "agent: kind has to be one of: command, harnessd"
+    assert str(first_violation(refused.value)) == "agent: kind has to be one of: command, harnessd"

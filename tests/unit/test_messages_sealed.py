@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from messages.explained import first_trouble
 from messages.keys import Keyring, create_keys, load_keys
 from messages.sealed import CannotOpen, SealedEnv, env_digest, open_env, seal_env
 from messages.tasks import TaskRequest
+from messages.validation import first_violation
 
 ENV = {"API_KEY": "a-secret-that-nobody-may-see", "OTHER": "é\n\"'$(x)"}
 
@@ -94,6 +94,6 @@ def test_an_environment_that_cannot_be_used_is_refused_without_its_values(env: d
     """S30, S36"""
     with pytest.raises(ValidationError) as refused:
         TaskRequest.model_validate({"prompt": "x", "env": env})
-    text = str(first_trouble(refused.value))
+    text = str(first_violation(refused.value))
     assert text.startswith(told)
     assert "secret" not in text

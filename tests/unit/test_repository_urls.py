@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from messages.explained import first_trouble
 from messages.repositories import parse_repository_url
 from messages.tasks import Repository
+from messages.validation import first_violation
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_what_git_must_not_be_given_is_refused_and_never_quoted(url: str, why: s
     """S36, S37"""
     with pytest.raises(ValidationError) as refused:
         Repository(url=url)
-    trouble = first_trouble(refused.value)
-    assert trouble.field == "url"
-    assert trouble.text.split()[0] in {"carries", "holds", "has", "is", "names"}
-    assert "hunter2" not in str(trouble)
+    violation = first_violation(refused.value)
+    assert violation.field == "url"
+    assert violation.text.split()[0] in {"carries", "holds", "has", "is", "names"}
+    assert "hunter2" not in str(violation)
     with pytest.raises(ValueError, match=why):
         parse_repository_url(url)

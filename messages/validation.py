@@ -39,7 +39,7 @@ _BY_PATTERN = {
 }
 
 
-class Trouble(NamedTuple):
+class Violation(NamedTuple):
     """One thing that is wrong: ``field`` (dotted; empty for the whole) and what is wrong with it."""
 
     field: str
@@ -50,17 +50,17 @@ class Trouble(NamedTuple):
         return f"{self.field}: {self.text}" if self.field else self.text
 
 
-def troubles(error: ValidationError) -> list[Trouble]:
+def violations(error: ValidationError) -> list[Violation]:
     """Return all that is wrong, at least one. No value is quoted: it may be long, or secret."""
     return [
-        Trouble(".".join(str(part) for part in each["loc"]), explain(each))
+        Violation(".".join(str(part) for part in each["loc"]), explain(each))
         for each in error.errors(include_url=False, include_input=False)
     ]
 
 
-def first_trouble(error: ValidationError) -> Trouble:
+def first_violation(error: ValidationError) -> Violation:
     """Return the first thing that is wrong."""
-    return troubles(error)[0]
+    return violations(error)[0]
 
 
 def explain(error: Mapping[str, Any]) -> str:
