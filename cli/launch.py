@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from cli.discovery import Service, embedded_service
 from cli.errors import CliError, Unreachable, UsageError
 from cli.home import FileLock, Home
 from messages.settings import Settings
-from workers.children import wait_for_exit
 
 Progress = Callable[[str], None]
 _STOP_SECONDS = 60.0
@@ -143,7 +143,7 @@ def leave_stack(home: Home, users: FileLock, progress: Progress) -> None:
             if users.try_exclusive():
                 # While we hold it alone nobody can come to rely on the stack; who comes now starts a new one.
                 signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-                if not wait_for_exit(pidfd, _STOP_SECONDS):
+                if not _ends(pidfd):
                     progress(f"The stack (process {record.pid}) is still stopping; see {home.log}")
                 with contextlib.suppress(ChildProcessError):  # another run's child
                     os.waitpid(record.pid, os.WNOHANG)
@@ -156,3 +156,10 @@ def leave_stack(home: Home, users: FileLock, progress: Progress) -> None:
         return
     finally:
         users.close()
+
+
+def _ends(pidfd: int) -> bool:
+    """Wait until the process behind ``pidfd`` has ended; False if it has not within 60 s."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(_STOP_SECONDS * 1000))

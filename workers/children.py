@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import io
 import os
-import select
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -202,10 +201,3 @@ async def end_leftover(process: ProcessId, first: signal.Signals, *, grace_secon
         raise StackError(
             f"process {process.pid} of an earlier stack does not end; end it with: kill -9 {process.pid}"
         ) from e
-
-
-def wait_for_exit(pidfd: int, seconds: float | None) -> bool:
-    """Wait until the process behind ``pidfd`` has ended; False if it has not within ``seconds``."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(None if seconds is None else seconds * 1000))
