@@ -6,36 +6,12 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 
-from activities.threads import in_daemon_thread
+from activities.threads import in_daemon_thread, until_done
 from messages.callbacks import LOG_TAIL_BYTES, log_tail
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-async def until_done(work: "asyncio.Future[T] | asyncio.Task[T]") -> T:
-    """Wait for ``work`` to its end even if the caller is cancelled meanwhile; the cancellation follows then."""
-    cancelled: asyncio.CancelledError | None = None
-    while not work.done():
-        try:
-            await asyncio.wait([work])
-        except asyncio.CancelledError as e:
-            cancelled = e
-    if cancelled is not None:
-        with contextlib.suppress(BaseException):
-            work.result()
-        raise cancelled
-    return work.result()
-
-
-async def to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run what changes files in a thread; a cancellation follows when it is done, because no thread can be stopped."""
-    return await until_done(asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs)))
 
 
 def _lock(path: Path, create: bool, wait: bool) -> int | None:
@@ -130,6 +106,14 @@ def read_log_tail(path: Path) -> str:
             return log_tail(file.read().decode("utf-8", "replace"))
     except OSError:
         return ""
+
+
+def is_real_folder(path: Path) -> bool:
+    """Tell whether ``path`` is a folder and no link: through a link, somebody else's files would be saved."""
+    try:
+        return stat.S_ISDIR(path.stat(follow_symlinks=False).st_mode)
+    except OSError:
+        return False
 
 
 def open_up(folder: Path) -> None:

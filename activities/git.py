@@ -1,17 +1,15 @@
 """Git, run so that nothing of the user's is touched by accident: no hooks, no signing, no prompts, no stray GIT_*."""
 
 import asyncio
-import contextlib
 import os
 import pwd
-import signal
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from activities.errors import BackendUnusable, InvalidTask
-from activities.files import until_done
+from activities.subprocesses import Finished, run_program
 from messages.names import result_branch
 from messages.urls import without_user_info
 
@@ -34,8 +32,6 @@ _IDENTITY = {
     for part, value in (("NAME", "taskrunner"), ("EMAIL", "taskrunner@localhost"))
 }
 _ERROR_CHARS = 1000
-_ERROR_BYTES = 16 * 1024
-_STOP_SECONDS = 5.0
 
 
 def lines_of(output: str) -> list[str]:
@@ -48,95 +44,6 @@ def lines_of(output: str) -> list[str]:
 
 class GitError(Exception):
     """A git command failed; the text is the command's name and what git said."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a program ended. ``stdout`` is cut off at the limit that was given; then ``cut`` is set."""
-
-    returncode: int
-    stdout: bytes
-    stderr: bytes
-    cut: bool = False
-
-
-async def _read_until(
-    stream: asyncio.StreamReader, limit: int | None, exceeded: Callable[[], None]
-) -> tuple[bytes, bool]:
-    pieces: list[bytes] = []
-    size = 0
-    while piece := await stream.read(1 << 16):
-        size += len(piece)
-        if limit is None or size <= limit:
-            pieces.append(piece)
-        else:
-            exceeded()
-    return b"".join(pieces), limit is not None and size > limit
-
-
-async def _read_end(stream: asyncio.StreamReader) -> bytes:
-    end = b""
-    while piece := await stream.read(1 << 16):
-        end = (end + piece)[-_ERROR_BYTES:]
-    return end
-
-
-async def _write(stream: asyncio.StreamWriter, data: bytes) -> None:
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may end without reading to the end
-        stream.write(data)
-        await stream.drain()
-    stream.close()
-
-
-async def run_program(
-    argv: Sequence[str],
-    *,
-    cwd: Path,
-    env: Mapping[str, str],
-    stdin: bytes = b"",
-    keep_open: Sequence[int] = (),
-    limit: int | None = None,
-) -> Finished:
-    """Run a program to its end. ``keep_open`` are descriptors it inherits; ``limit`` bounds its output, in bytes.
-
-    When the limit is exceeded, the program and all that it started are killed; when the caller is cancelled, they are
-    asked to stop first.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *argv,
-        cwd=cwd,
-        env=env,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
-        pass_fds=keep_open,
-    )
-    assert process.stdin
-    assert process.stdout
-    assert process.stderr
-    stdout_pipe, stderr_pipe = process.stdout, process.stderr
-
-    def kill(number: signal.Signals = signal.SIGKILL) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, number)
-
-    async def end() -> None:
-        kill(signal.SIGTERM)  # git removes its lock files then; the pipes close when the last of its children is gone
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STOP_SECONDS):
-                await asyncio.gather(_read_end(stdout_pipe), _read_end(stderr_pipe), process.wait())
-        kill()
-        await process.wait()
-
-    try:
-        (stdout, cut), stderr, _ = await asyncio.gather(
-            _read_until(stdout_pipe, limit, kill), _read_end(stderr_pipe), _write(process.stdin, stdin)
-        )
-        return Finished(await process.wait(), stdout, stderr, cut)
-    finally:
-        if process.returncode is None:
-            await until_done(asyncio.ensure_future(end()))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from activities.errors import ResultNotSaved
-from activities.files import open_up, to_its_end
+from activities.files import is_real_folder, open_up
 from activities.git import Git, GitError, lines_of
+from activities.threads import to_its_end
 
 MAX_PATCH_BYTES = 4 * 1024 * 1024
 MAX_BUNDLE_BYTES = 50 * 1000 * 1000
@@ -47,14 +48,6 @@ class Place:
     git_dir: Path
     checkout: Path
     scratch: Path
-
-
-def is_real_folder(path: Path) -> bool:
-    """Tell whether ``path`` is a folder and no link: through a link, somebody else's files would be saved."""
-    try:
-        return stat.S_ISDIR(path.stat(follow_symlinks=False).st_mode)
-    except OSError:
-        return False
 
 
 async def save_change(place: Place, *, branch: str, base: str, message: str) -> Change | None:

@@ -21,10 +21,11 @@ from temporalio import activity
 
 from activities import processes
 from activities.errors import ActivityFailure, InvalidTask, ProvisionFailed, RepositoryUnreachable
-from activities.files import exclusive, read_log_tail, remove_tree, to_its_end, until_done
+from activities.files import exclusive, read_log_tail, remove_tree
 from activities.git import Git, GitError
 from activities.processes import ProcessId
 from activities.remotes import Remote
+from activities.threads import to_its_end, until_done
 from messages.statuses import FailureSource
 
 _log = logging.getLogger(__name__)

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from activities.errors import RepositoryUnreachable, ResultNotSaved
-from activities.files import remove_tree, to_its_end
+from activities.files import remove_tree
 from activities.git import Git
 from activities.remotes import Remote
+from activities.threads import to_its_end
 
 PUSH_SECONDS = 180.0
 """How long one try may take; all tries, and the bundle in place of them, have to fit into a release."""

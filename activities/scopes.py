@@ -9,8 +9,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from activities.git import run_program
 from activities.processes import ProcessId
+from activities.subprocesses import run_program
 
 _log = logging.getLogger(__name__)
 

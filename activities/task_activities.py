@@ -21,11 +21,11 @@ from activities.errors import (
     WorkspaceUnreachable,
     as_application_errors,
 )
-from activities.files import until_done
 from activities.harness_client import HarnessClient
 from activities.harness_session import Follower, create_run, stop_run
 from activities.heartbeat import note, until_worker_stops
 from activities.reports import ProvisioningReports
+from activities.threads import until_done
 from messages.activities import (
     AttemptRequest,
     FinishRequest,

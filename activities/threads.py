@@ -1,16 +1,39 @@
-"""Blocking calls that may take for ever: they neither take a thread from the pool nor keep the program from ending."""
+"""Blocking calls beside the event loop, and what becomes of them when their caller is cancelled."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+async def until_done(work: "asyncio.Future[T] | asyncio.Task[T]") -> T:
+    """Wait for ``work`` to its end even if the caller is cancelled meanwhile; the cancellation follows then."""
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as e:
+            cancelled = e
+    if cancelled is not None:
+        with contextlib.suppress(BaseException):
+            work.result()
+        raise cancelled
+    return work.result()
+
+
+async def to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run what changes files in a thread; a cancellation follows when it is done, because no thread can be stopped."""
+    return await until_done(asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs)))
 
 
 async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], None] | None = None) -> T:
     """Run ``work`` in a thread of its own and return its result; ``undo`` the result if nobody waits for it any more.
 
+    For what may take for ever: it neither takes a thread from the pool nor keeps the program from ending.
     A caller that is cancelled goes on at once, and the thread with it to the end of ``work``.
     """
     loop = asyncio.get_running_loop()

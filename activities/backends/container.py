@@ -25,7 +25,8 @@ from activities.backends.docker_images import Images
 from activities.backends.host import ComputeRecord
 from activities.backends.host_copies import HostCopies
 from activities.errors import AttemptNotWanted, BackendAway, BackendUnusable, ProvisionFailed, ResultNotSaved
-from activities.files import exclusive, remove_tree, to_its_end, until_done, write_private
+from activities.files import exclusive, remove_tree, write_private
+from activities.threads import to_its_end, until_done
 from messages.activities import WorkspaceHandle
 from messages.base import Message
 from messages.statuses import BackendKind, FailureSource

@@ -20,8 +20,8 @@ from activities.backends.container_files import (
 from activities.backends.docker_engine import Docker, Sdk, explained, said
 from activities.backends.zipapp import agent_zipapp
 from activities.errors import ProvisionFailed, ResultNotSaved
-from activities.files import to_its_end
-from activities.git_results import is_real_folder
+from activities.files import is_real_folder
+from activities.threads import to_its_end
 from messages.statuses import FailureSource
 from messages.templates import WorkspaceAgent
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 from urllib.parse import urlsplit
 
 from activities.errors import ActivityFailure, BackendAway, BackendUnusable, ProvisionFailed, ProvisionInterrupted
-from activities.files import to_its_end
+from activities.threads import to_its_end
 from messages.statuses import FailureSource
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from activities import processes, scopes
 from activities.backends.contract import Backend, Compute, Inspection, SavedChange, WorkspaceSpec
 from activities.backends.zipapp import agent_zipapp
 from activities.errors import ActivityFailure, AttemptNotWanted, NotRemoved, ProvisionFailed, ResultNotSaved
-from activities.files import exclusive, open_up, read_log_tail, remove_tree, to_its_end, until_done, write_private
+from activities.files import exclusive, open_up, read_log_tail, remove_tree, write_private
 from activities.git import Git, GitError
 from activities.git_results import Change, make_bundle
 from activities.mirrors import Mirror
@@ -30,6 +30,7 @@ from activities.processes import ProcessId
 from activities.programs import require_program
 from activities.pushes import push
 from activities.remotes import Remote
+from activities.threads import to_its_end, until_done
 from messages.activities import WorkspaceHandle
 from messages.base import Message
 from messages.names import COMPUTE_MARKER, result_branch

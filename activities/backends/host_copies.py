@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from activities.backends.host import ComputeRecord
 from activities.backends.local import LocalBackend
 from activities.errors import ProvisionFailed
-from activities.files import until_done
-from activities.git import run_program
+from activities.subprocesses import run_program
+from activities.threads import until_done
 from agent.checkout import StepFailed, prepare_checkout
 from agent.config import Checkout
 from messages.statuses import BackendKind, FailureSource
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from activities.backends.contract import SavedChange, WorkspaceSpec
-    from activities.git import Finished
+    from activities.subprocesses import Finished
     from messages.tasks import TaskInput
 
 

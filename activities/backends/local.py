@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 from activities.backends.contract import SavedChange, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
-from activities.files import remove_tree, to_its_end
-from activities.git import Git, GitError, check_repository, run_program
-from activities.git_results import Place, is_real_folder, make_bundle, save_change
+from activities.files import is_real_folder, remove_tree
+from activities.git import Git, GitError, check_repository
+from activities.git_results import Place, make_bundle, save_change
+from activities.subprocesses import run_program
+from activities.threads import to_its_end
 from agent.checkout import BASE_REF
 from messages.callbacks import log_tail
 from messages.names import result_branch

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 from activities.backends.contract import SavedChange, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
-from activities.files import exclusive, remove_tree, to_its_end
+from activities.files import exclusive, remove_tree
 from activities.git import Git, GitError, check_repository, check_result_branch
 from activities.git_results import Place, save_change
+from activities.threads import to_its_end
 from messages.names import result_branch
 from messages.statuses import BackendKind, FailureSource
 from messages.tasks import TaskInput

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.files import exclusive, open_up, read_log_tail, remove_tree, until_done, write_private
+from activities.files import exclusive, open_up, read_log_tail, remove_tree, write_private
 
 
 async def test_a_lock_whose_folder_was_removed_meanwhile_is_taken_anew(tmp_path: Path) -> None:
@@ -66,22 +66,6 @@ async def test_a_program_that_inherited_the_lock_keeps_it_until_it_ends(tmp_path
 async def _take(lock: Path) -> None:
     async with exclusive(lock, create=True):
         pass
-
-
-async def test_work_that_must_end_ends_although_its_caller_is_cancelled() -> None:
-    done = asyncio.Event()
-
-    async def work() -> None:
-        await asyncio.sleep(0.01)
-        done.set()
-
-    caller = asyncio.create_task(until_done(asyncio.ensure_future(work())))
-    for _ in range(3):
-        await asyncio.sleep(0)
-        caller.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await caller
-    assert done.is_set()
 
 
 @pytest.fixture

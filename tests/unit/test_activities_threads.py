@@ -1,11 +1,11 @@
-"""Calls that may block for ever: their result, and what becomes of it when nobody waits any more."""
+"""Blocking calls beside the event loop: their result, and what becomes of it when nobody waits any more."""
 
 import asyncio
 import threading
 
 import pytest
 
-from activities.threads import in_daemon_thread
+from activities.threads import in_daemon_thread, until_done
 
 
 async def test_the_result_or_the_error_reaches_the_caller() -> None:
@@ -53,3 +53,20 @@ def test_what_comes_after_the_end_of_the_loop_is_undone_too() -> None:
     asyncio.run(leave())
     go_on.set()
     assert undone.wait(20)
+
+
+async def test_work_that_must_end_ends_although_its_caller_is_cancelled() -> None:
+    go_on, done = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        await go_on.wait()
+        done.set()
+
+    caller = asyncio.create_task(until_done(asyncio.ensure_future(work())))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        caller.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert done.is_set()
