@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import ValidationError
@@ -156,10 +156,13 @@ class ContainerBackend(Backend):
             record = self._end(labelled, folder)
             try:
                 await self._containers.stop(compute, self._stop_grace_seconds)
-                with TemporaryDirectory(dir=folder, prefix=".result-") as scratch:
-                    if not await self._contents.fetch(compute, Path(scratch, "checkout")):
+                scratch = Path(mkdtemp(dir=folder, prefix=".result-"))
+                try:
+                    if not await self._contents.fetch(compute, scratch / "checkout"):
                         return None
-                    return await self._copies.save(record.copy_of, Path(scratch), base)
+                    return await self._copies.save(record.copy_of, scratch, base)
+                finally:
+                    await to_its_end(remove_tree, scratch)
             except ResultNotSaved as e:
                 text = str(e).partition("; it is still in ")[0]
                 raise ResultNotSaved(f"{text}; it is still in container {compute.name}") from e

@@ -250,9 +250,10 @@ class HostBackend(Backend):
 
     async def list_owned(self) -> list[Compute]:
         """See :meth:`Backend.list_owned`."""
-        found = await asyncio.to_thread(
-            lambda: {path.stem for path in (*self._workspaces.glob("tr-*"), *self._records.glob("tr-*.json"))}
-        )
+        return await asyncio.to_thread(self._list_owned)
+
+    def _list_owned(self) -> list[Compute]:
+        found = {path.stem for path in (*self._workspaces.glob("tr-*"), *self._records.glob("tr-*.json"))}
         records = [self._read(self._workspaces / name) for name in sorted(found)]
         return [record.compute for record in records if record and record.backend is self.kind]
 
@@ -439,7 +440,7 @@ class HostBackend(Backend):
         try:
             if record := self._read(folder):
                 # From here on what is in the checkout is no result: a release that runs again must not save it.
-                self._write(folder, record.model_copy(update={"removing": True}), durable=True)
+                await to_its_end(self._write, folder, record.model_copy(update={"removing": True}), durable=True)
                 await self._forget(record, folder)
             await to_its_end(_remove_folder, folder)
             self._spare(folder).unlink(missing_ok=True)

@@ -129,7 +129,7 @@ class WorktreeBackend(HostBackend):
         if await self._git(admin).at(GIT_DIR=admin).ask("rev-parse", "--git-common-dir"):
             return admin
         stand_in = folder / "git"
-        remove_tree(stand_in)
+        await to_its_end(remove_tree, stand_in)
         stand_in.mkdir()
         (stand_in / "HEAD").write_text(f"ref: refs/heads/{branch}\n")
         (stand_in / "commondir").write_text(f"{record.common_dir}\n")

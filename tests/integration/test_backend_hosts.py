@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import pwd
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from messages.activities import WorkspaceHandle
 from messages.statuses import BackendKind
 from messages.templates import Template
 from tests.support.agent_process import TOKEN
+from tests.support.audit import audit_of_this_thread
 from tests.support.callback_api import CallbackApi
 from tests.support.git_repositories import git, make_dirty, make_repository, snapshot
 from tests.support.hosts import BACKENDS, agents_of, make_spec, make_task, marked_processes, yes
@@ -283,6 +285,23 @@ async def test_destroy_leaves_nothing_and_is_fine_twice(
     await backend.destroy(spec.compute)
     found = await backend.inspect(spec.compute)
     assert (found.exists, found.alive) == (False, False)
+
+
+async def test_a_release_removes_and_syncs_beside_the_event_loop(
+    kind: BackendKind, backend: HostBackend, spec: WorkspaceSpec, home: Path, repository: Path
+) -> None:
+    """All other tasks of the host, and in the embedded stack the API, would wait for a slow disk."""
+    await backend.provision(spec)
+    checkout = folder_of(home, spec.compute) / "checkout"
+    (checkout / "new.txt").write_text("new\n")
+    shutil.rmtree(checkout / ".git" if kind is BackendKind.LOCAL else repository / ".git/worktrees" / spec.compute.name)
+    with audit_of_this_thread() as heard:
+        assert [owned.name for owned in await backend.list_owned()] == [spec.compute.name]
+        assert "open" not in {event for event, _ in heard}
+        assert await backend.save_result(spec.compute, spec.base_commit)
+        await backend.destroy(spec.compute)
+    assert [args for event, args in heard if event == "shutil.rmtree"] == []
+    assert [args for event, args in heard if event == "open" and args[2] & os.O_DIRECTORY] == []  # to sync it
 
 
 async def test_destroying_what_never_was_makes_nothing(backend: HostBackend, spec: WorkspaceSpec, home: Path) -> None:

@@ -16,6 +16,7 @@ from activities.processes import find_all
 from messages.statuses import FailureSource, Readiness
 from tests.integration.containers.conftest import INSTALLATION, Workshop
 from tests.support.agent_process import TOKEN
+from tests.support.audit import audit_of_this_thread
 from tests.support.docker import UNTIL_TOLD, Daemon, build_image, end, snapshot
 from tests.support.git_repositories import files_of, git
 from tests.support.hosts import yes
@@ -188,22 +189,24 @@ async def test_what_the_agent_changed_is_kept(workshop: Workshop, repository: Pa
             spec,
             "! command -v git && echo new > new.txt && ln -s /etc/passwd link",
         )
-        kept = await backend.save_result(spec.compute, base)
+        with audit_of_this_thread() as heard:
+            saved = await backend.save_result(spec.compute, base)
+        assert "shutil.rmtree" not in {event for event, _ in heard}  # a whole checkout, which others would wait for
     finally:
         await backend.destroy(spec.compute)
-    assert kept
-    assert kept.bundle
-    assert kept.result.files_changed == 2
+    assert saved
+    assert saved.bundle
+    assert saved.result.files_changed == 2
     bundle = workshop.folder / "result.bundle"
-    bundle.write_bytes(kept.bundle)
+    bundle.write_bytes(saved.bundle)
     reader = repository if with_repository else workshop.folder / "read"
     if not with_repository:
         git(workshop.folder, "init", "--quiet", "read")
-    git(reader, "fetch", "--quiet", str(bundle), f"{kept.result.branch}:{kept.result.branch}")
-    files = files_of(reader, kept.result.branch)
+    git(reader, "fetch", "--quiet", str(bundle), f"{saved.result.branch}:{saved.result.branch}")
+    files = files_of(reader, saved.result.branch)
     assert (files["new.txt"], files["link"]) == ("new", "/etc/passwd")
     if with_repository:
-        assert git(reader, "rev-parse", f"{kept.result.branch}^") == base
+        assert git(reader, "rev-parse", f"{saved.result.branch}^") == base
 
 
 async def test_no_change_is_no_result(workshop: Workshop, repository: Path) -> None:
