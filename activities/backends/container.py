@@ -2,7 +2,8 @@
 
 Its name and labels are there with it and prove whose it is, so that what a crash left is adopted and never doubled.
 Everything that goes into it or comes out of it travels over the Docker API. ``<home>/containers/<compute name>/`` holds
-``lock`` (held by whoever provisions, saves or destroys) and ``compute.json``; the container is found without it.
+``lock`` (held by whoever provisions, saves or destroys), ``compute.json`` and, once its result is saved, ``fetched/``;
+the container is found without it.
 """
 
 from __future__ import annotations
@@ -156,13 +157,10 @@ class ContainerBackend(Backend):
             record = self._end(labelled, folder)
             try:
                 await self._containers.stop(compute, self._stop_grace_seconds)
-                scratch = Path(mkdtemp(dir=folder, prefix=".result-"))
-                try:
-                    if not await self._contents.fetch(compute, scratch / "checkout"):
-                        return None
-                    return await self._copies.save(record.copy_of, scratch, base)
-                finally:
-                    await to_its_end(remove_tree, scratch)
+                fetched = folder / "fetched"
+                if not fetched.exists() and not await self._fetch(compute, fetched):
+                    return None
+                return await self._copies.save(record.copy_of, fetched, base)
             except ResultNotSaved as e:
                 text = str(e).partition("; it is still in ")[0]
                 raise ResultNotSaved(f"{text}; it is still in container {compute.name}") from e
@@ -200,6 +198,21 @@ class ContainerBackend(Backend):
     def labels_to_watch(self) -> list[str]:
         """The labels of the containers whose events concern this host's worker."""
         return self._owner.labels_of_host
+
+    async def _fetch(self, compute: Compute, fetched: Path) -> bool:
+        """Have the checkout in ``fetched``, whole or not at all; False where there is none in the container.
+
+        It stays until the destroy: a result that is saved again must be the same commit, which another copy, committed
+        at another time, would not give.
+        """
+        scratch = Path(mkdtemp(dir=fetched.parent, prefix=".fetching-"))
+        try:
+            if not await self._contents.fetch(compute, scratch / "checkout"):
+                return False
+            await to_its_end(scratch.rename, fetched)
+        finally:
+            await to_its_end(remove_tree, scratch)
+        return True
 
     def _folder(self, compute: Compute) -> Path:
         return self._home / "containers" / compute.name

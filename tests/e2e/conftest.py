@@ -9,8 +9,9 @@ import pytest
 
 from messages.keys import create_keys
 from store.registry import Registry
+from tests.support.docker import Daemon
 from tests.support.git_repositories import make_repository
-from tests.support.stack import API_TOKEN, CLI, Gate, Process, Stack, service_environment
+from tests.support.stack import API_TOKEN, CLI, Door, Gate, Process, Stack, service_environment
 from workers.client import connect
 from workers.temporal_binary import obtain_temporal
 from workers.temporal_server import choose_port, start_temporal
@@ -59,6 +60,15 @@ async def stack(services: Stack) -> AsyncIterator[Stack]:
     left = await services.left_over()
     await services.clean_up()
     assert left == {}
+
+
+@pytest.fixture(scope="session")
+async def container_env(services: Stack, daemon: Daemon) -> AsyncIterator[dict[str, str]]:
+    """What a worker's environment needs to have its containers report to the services."""
+    async with Door(services.url, daemon.gateway) as door:
+        await door.open()
+        docker = {name: value for name, value in daemon.environ.items() if name.startswith("DOCKER_")}
+        yield {**docker, "TASKRUNNER_PUBLIC_URL": door.url}
 
 
 @pytest.fixture

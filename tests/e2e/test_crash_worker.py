@@ -6,16 +6,19 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from messages.names import compute_name
-from messages.statuses import EventKind, SessionStatus, TaskStatus, TaskStep, Verdict, WorkspaceStatus
+from messages.statuses import BackendKind, EventKind, SessionStatus, TaskStatus, TaskStep, Verdict, WorkspaceStatus
 from messages.tasks import TaskResult
 from messages.views import EventView, TaskView
+from tests.support import docker
+from tests.support.docker import IMAGE, TOLD, Daemon, recorded, tell
 from tests.support.git_repositories import files_of, git, make_dirty, make_repository, snapshot
 from tests.support.stack import Door, Gate, Stack, folder_of, kill_agent, unique
-from tests.support.stopping_worker import POINTS
+from tests.support.stopping_worker import POINTS, POINTS_OF_CONTAINERS, POINTS_OF_WORKTREES
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -30,12 +33,17 @@ LOCAL_TOO = (
     "result recorded",
     "compute gone",
 )
-CASES = (
-    *[f"worktree: {point}" for point in POINTS],
+HOST_CASES = (
+    *[f"worktree: {point}" for point in POINTS_OF_WORKTREES],
     *[f"local: {point}" for point in LOCAL_TOO],
     *[f"{kind}: session ended {when}" for kind in ("worktree", "local") for when in (WHILE_AWAY, WITH_THE_NEXT)],
     *[f"local: ready {when}" for when in (WHILE_AWAY, WITH_THE_NEXT)],
 )
+CONTAINER_CASES = (
+    *[f"container: {point}" for point in POINTS_OF_CONTAINERS],
+    *[f"container: {what} {when}" for what in ("session ended", "ready") for when in (WHILE_AWAY, WITH_THE_NEXT)],
+)
+CASES = (*HOST_CASES, *CONTAINER_CASES)
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Outcome:
     view: TaskView
     returned: TaskResult
     events: list[EventView]
-    ran: list[str]
+    ran: int
     starts: int
     folder: Path
     output: str
@@ -61,76 +69,159 @@ class Crash:
     before: dict[str, str]
 
 
+class OnHost:
+    """Workspaces that are processes of this host: how their programs wait, and how often they ran."""
+
+    cases = HOST_CASES
+
+    def __init__(self, folder: Path) -> None:
+        self.env: dict[str, str] = {}
+        self._folder = folder
+        self._gates: dict[str, Gate] = {}
+
+    def waits(self, task: str) -> str:
+        """Return what a program of the task waits with."""
+        self._gates[task] = Gate(self._folder)
+        return f"read line < {self._gates[task]}"
+
+    async def go_on(self, view: TaskView) -> None:
+        self._gates[view.id].open()
+
+    def runs(self, task: str) -> str:
+        """Return what notes that a program of the task has run."""
+        return f"echo ran >> {self._folder}/{task}.ran"
+
+    async def ran(self, view: TaskView) -> int:
+        ran = self._folder / f"{view.id}.ran"
+        return len(ran.read_text().split()) if ran.exists() else 0
+
+    def starts(self, compute: str) -> int:
+        return (self._folder / "home/starts").read_text().split().count(compute)
+
+    def close(self) -> None:
+        for gate in self._gates.values():
+            gate.close()
+
+
+class InContainers:
+    """Workspaces that are containers: as :class:`OnHost`, but for what of this host a container does not see."""
+
+    cases = CONTAINER_CASES
+
+    def __init__(self, services: Stack, daemon: Daemon, env: dict[str, str], counted: Counter[tuple[str, str]]) -> None:
+        self.env = env
+        self._services = services
+        self._daemon = daemon
+        self._counted = counted
+
+    def waits(self, task: str) -> str:
+        return TOLD
+
+    async def go_on(self, view: TaskView) -> None:
+        await tell(self._daemon, compute_name(view.workspace_id, 1))
+
+    def runs(self, task: str) -> str:
+        return f"echo {task} >> ran"
+
+    async def ran(self, view: TaskView) -> int:
+        return (await self._services.user.get(f"/api/tasks/{view.id}/diff")).text.count(f"+{view.id}\n")
+
+    def starts(self, compute: str) -> int:
+        assert self._counted["create", compute] == self._counted["destroy", compute] == 1
+        return self._counted["start", compute]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 @pytest.fixture(scope="module")
-async def crash(services: Stack, tmp_path_factory: pytest.TempPathFactory) -> Crash:
+async def host_crash(services: Stack, tmp_path_factory: pytest.TempPathFactory) -> Crash:
+    folder = tmp_path_factory.mktemp("crash")
+    return await crash_of(services, folder, OnHost(folder))
+
+
+@pytest.fixture(scope="module")
+async def container_crash(
+    services: Stack, daemon: Daemon, container_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Crash:
+    before = docker.snapshot(daemon)
+    with recorded(daemon) as counted:
+        site = InContainers(services, daemon, container_env, counted)
+        crash = await crash_of(services, tmp_path_factory.mktemp("crash"), site)
+    assert docker.snapshot(daemon) == before
+    return crash
+
+
+@pytest.fixture
+def crash(request: pytest.FixtureRequest, case: str) -> Crash:
+    """The crash that the case is one of; the daemon is started only for those that need it."""
+    return request.getfixturevalue("container_crash" if case in CONTAINER_CASES else "host_crash")
+
+
+async def crash_of(services: Stack, folder: Path, site: OnHost | InContainers) -> Crash:
     services.tasks.clear()
     try:
-        return await _crash(services, tmp_path_factory)
+        return await _crash(services, folder, site)
     except BaseException:
         await services.clean_up()
         raise
 
 
-async def _crash(services: Stack, tmp_path_factory: pytest.TempPathFactory) -> Crash:
-    folder = tmp_path_factory.mktemp("crash")
+async def _crash(services: Stack, folder: Path, site: OnHost | InContainers) -> Crash:
     home = folder / "home"
     repository = make_repository(folder / "repository")
     make_dirty(repository)
     before = snapshot(repository)
-    (folder / "ran").mkdir()
-    tasks = {case: unique("t") for case in CASES}
+    tasks = {case: unique("t") for case in site.cases}
     stops = {task: case.partition(": ")[2] for case, task in tasks.items() if case.partition(": ")[2] in POINTS}
-    gates: dict[str, Gate] = {}
-    async with services.worker(HOST, home, stops=stops) as worker:
+    gated: dict[str, TaskView] = {}
+    async with services.worker(HOST, home, stops=stops, **site.env) as worker:
         for case, task in tasks.items():
             kind, point = case.split(": ")
-            prompt = f"echo ran >> {folder}/ran/{task}; echo said; echo changed > made-by-agent"
-            request = {"repository": (repository, HOST)} if kind == "worktree" else {}
-            if point not in POINTS:
-                gates[case] = Gate(folder)
+            prompt = f"{site.runs(task)}; echo said; echo changed > made-by-agent"
+            request: dict[str, Any] = {"repository": (repository, HOST)} if kind == "worktree" else {}
+            content = {"container": {"image": IMAGE}} if kind == "container" else {}
             if point.startswith("session ended"):
-                prompt += f"; read line < {gates[case]}"
+                prompt += f"; {site.waits(task)}"
             elif point.startswith("ready"):
-                setup = [f"read line < {gates[case]}"]
-                request = {"template": services.template(backend="local", readiness="callback", setup=setup)}
+                content |= {"readiness": "callback", "setup": [site.waits(task)]}
+            if content:
+                request["template"] = services.template(backend=kind, **content)
             await services.submit(prompt, id=task, **request)
         for case, task in tasks.items():
             if ": session ended" in case:
-                await services.at_step(task, TaskStep.SESSION_RUNNING)
+                gated[case] = await services.at_step(task, TaskStep.SESSION_RUNNING)
             elif ": ready" in case:
-                await services.at_step(task, TaskStep.WAITING_FOR_READY)
+                gated[case] = await services.at_step(task, TaskStep.WAITING_FOR_READY)
         await worker.said("^stopped: ", times=len(stops), timeout=60)
         await worker.kill()
-    for case, gate in gates.items():
+    for case, view in gated.items():
         if case.endswith(WHILE_AWAY):
-            gate.open()
-    async with services.worker(HOST, home, stops={}) as worker:
-        for case, gate in gates.items():
+            await site.go_on(view)
+    async with services.worker(HOST, home, stops={}, **site.env):
+        for case, view in gated.items():
             if case.endswith(WITH_THE_NEXT):
-                gate.open()
+                await site.go_on(view)
         views = await asyncio.gather(
             *(services.ended(task, timeout=60) for task in tasks.values()), return_exceptions=True
         )
         left = await services.left_over()
-    starts = Counter((home / "starts").read_text().split())
     outcomes: dict[str, Outcome | BaseException] = {}
     for (case, task), view in zip(tasks.items(), views, strict=True):
         if isinstance(view, BaseException):
             outcomes[case] = view
             continue
-        ran = folder / "ran" / task
         outcomes[case] = Outcome(
             view=view,
             returned=await services.workflow(task).result(),
             events=await services.events(task),
-            ran=ran.read_text().split() if ran.exists() else [],
-            starts=starts[compute_name(view.workspace_id, 1)],
+            ran=await site.ran(view),
+            starts=site.starts(compute_name(view.workspace_id, 1)),
             folder=folder_of(home, view),
             output=await services.output(task),
             left=left.get(task, []),
         )
-    for gate in gates.values():
-        gate.close()
+    site.close()
     return Crash(outcomes, repository, before)
 
 
@@ -143,7 +234,7 @@ async def test_a_task_whose_worker_was_killed_completes_and_does_nothing_twice(c
     view = outcome.view
     assert view.status is TaskStatus.COMPLETED, view.error
     assert outcome.starts == 1
-    assert outcome.ran == ["ran"]
+    assert outcome.ran == 1
     assert outcome.output == "said\n"
     assert view.session is not None
     assert (view.session.status, view.session.attempt, view.session.turn) == (SessionStatus.COMPLETED, 1, 1)
@@ -155,8 +246,8 @@ async def test_a_task_whose_worker_was_killed_completes_and_does_nothing_twice(c
 
     assert view.result is not None
     assert outcome.returned.result == view.result
-    assert view.result.bundle is (view.backend.value == "local")
-    if view.backend.value == "worktree":
+    assert view.result.bundle is (view.backend is not BackendKind.WORKTREE)
+    if view.backend is BackendKind.WORKTREE:
         assert git(crash.repository, "rev-parse", f"taskrunner/{view.id}") == view.result.commit
         assert files_of(crash.repository, view.result.commit)["made-by-agent"] == "changed"
         assert view.result.files_changed == 1
@@ -176,14 +267,18 @@ async def test_a_crash_doubles_no_event(crash: Crash, case: str) -> None:
     assert told[EventKind.TASK_STATUS, TaskStatus.COMPLETED] == 1
 
 
-def test_crashes_leave_the_users_repository_as_it_was(crash: Crash) -> None:
+def test_crashes_leave_the_users_repository_as_it_was(host_crash: Crash) -> None:
     """S44: but for the branches of the results; no entry of a worktree, no half-made branch."""
-    after = snapshot(crash.repository)
-    added = {path for path in after.keys() - crash.before.keys() if "taskrunner" not in path}
+    after = snapshot(host_crash.repository)
+    added = {path for path in after.keys() - host_crash.before.keys() if "taskrunner" not in path}
     assert added == set()
-    assert {path: after.get(path) for path in crash.before} == crash.before
-    branches = git(crash.repository, "for-each-ref", "--format=%(refname:short)", "refs/heads/taskrunner").split()
-    kept = [o.view for o in crash.outcomes.values() if isinstance(o, Outcome) and o.view.backend.value == "worktree"]
+    assert {path: after.get(path) for path in host_crash.before} == host_crash.before
+    branches = git(host_crash.repository, "for-each-ref", "--format=%(refname:short)", "refs/heads/taskrunner").split()
+    kept = [
+        o.view
+        for o in host_crash.outcomes.values()
+        if isinstance(o, Outcome) and o.view.backend is BackendKind.WORKTREE
+    ]
     assert sorted(branches) == sorted(f"taskrunner/{view.id}" for view in kept)
 
 
@@ -209,6 +304,30 @@ async def test_a_worker_that_was_cut_off_and_its_successor_make_one_compute(
             assert ran.read_text() == "ran\n"
             assert not folder_of(home, view).exists()
         await first.kill()
+
+
+@pytest.mark.usefixtures("leaves_no_container")
+async def test_a_worker_that_was_cut_off_and_its_successor_make_one_container(
+    stack: Stack, daemon: Daemon, container_env: dict[str, str], tmp_path: Path
+) -> None:
+    """S43: the same, while the first worker's create call is on its way."""
+    home, task = tmp_path / "home", unique("t")
+    template = stack.template(backend="container", container={"image": IMAGE})
+    with recorded(daemon) as counted:
+        async with stack.worker(HOST, home, stops={task: "container not created"}, **container_env) as first:
+            await stack.submit(f"echo {task} >> ran", id=task, template=template)
+            await first.said("^stopped: ")
+            first.freeze()
+            async with stack.worker(HOST, home, stops={}, **container_env):
+                await stack.activity_attempt(task, "provision_workspace", 2)
+                first.thaw()
+                (home / f"{task}.go").write_text("go on\n")
+                view = await stack.completed(task)
+            await first.kill()
+        ran = await InContainers(stack, daemon, container_env, counted).ran(view)
+    assert ran == 1
+    assert {name for _, name in counted} == {compute_name(view.workspace_id, 1)}
+    assert not folder_of(home, view).exists()
 
 
 async def test_tasks_whose_calls_block_hold_up_no_other(stack: Stack, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import signal
 import subprocess
 import tempfile
 import threading
+import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -27,7 +29,9 @@ IMAGE = "taskrunner-test:python"
 _PACKAGES = ("python3", "perl-base")
 _SUITE = "bookworm"
 _LEFT_OUT = ("./usr/share/doc", "./usr/share/locale", "./usr/share/man", "./var/lib/apt", "./var/cache", "./dev")
-UNTIL_TOLD = "until [ -e /told ]; do sleep 0.1; done; echo no key found >&2; exit 3"
+TOLD = "until [ -e /told ]; do sleep 0.1; done"
+"""What a program in a container waits with until :func:`tell`."""
+UNTIL_TOLD = f"{TOLD}; echo no key found >&2; exit 3"
 """A program of an image that runs until :func:`end`."""
 
 _READY = b"API listen on"
@@ -199,13 +203,46 @@ def snapshot(daemon: Daemon) -> dict[str, set[str]]:
     }
 
 
-async def end(daemon: Daemon, compute: Compute) -> None:
-    """Let a container that runs ``UNTIL_TOLD`` end, and return when it has."""
-    client = daemon.client()
+async def tell(daemon: Daemon, name: str) -> None:
+    """Make ``/told`` in a container, which a program in it waits for."""
     told = io.BytesIO()
     pack(PurePosixPath("told"), {}, None, Owner(0, 0), told)
-    await asyncio.to_thread(client.put_archive, compute.name, "/", told.getvalue())
-    await asyncio.to_thread(client.wait, compute.name)
+    await asyncio.to_thread(daemon.client().put_archive, name, "/", told.getvalue())
+
+
+async def end(daemon: Daemon, compute: Compute) -> None:
+    """Let a container that runs ``UNTIL_TOLD`` end, and return when it has."""
+    await tell(daemon, compute.name)
+    await asyncio.to_thread(daemon.client().wait, compute.name)
+
+
+@contextmanager
+def recorded(daemon: Daemon) -> Iterator[Counter[tuple[str, str]]]:
+    """Count what happens to containers meanwhile: by what (``create``, ``start``, ``destroy``) and by name.
+
+    The count is whole when the context has ended. The daemon itself remembers no more than 256 events.
+    """
+    counted: Counter[tuple[str, str]] = Counter()
+    last = f"last-{uuid.uuid4().hex[:8]}"
+    client = docker.APIClient(base_url=daemon.host, version="auto", timeout=None)
+    events = client.events(filters={"type": "container", "event": ["create", "start", "destroy"]}, decode=True)
+
+    def follow() -> None:
+        for event in events:
+            if (name := event["Actor"]["Attributes"]["name"]) == last:
+                return
+            counted[event["Action"], name] += 1
+
+    following = threading.Thread(target=follow, daemon=True)
+    following.start()
+    try:
+        yield counted
+    finally:
+        daemon.client().create_container(IMAGE, "true", name=last)
+        daemon.client().remove_container(last)
+        following.join(10)
+        events.close()
+        client.close()
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from temporalio.service import RPCError
 from activities.processes import ProcessId, find_all, identify
 from messages.keys import Keyring
 from messages.names import COMPUTE_MARKER, STATUS_QUERY, compute_name, task_workflow_id
-from messages.statuses import TaskStatus, TaskStep
+from messages.statuses import BackendKind, TaskStatus, TaskStep
 from messages.tasks import TaskProgress, TaskResult
 from messages.tokens import mint_callback_token
 from messages.views import EventView, TaskView
@@ -348,7 +348,7 @@ def agent_of(view: TaskView) -> ProcessId:
     found = [
         process
         for process in find_all(compute_name(view.workspace_id, 1))
-        if " serve --config " in command_line(process.pid)
+        if " serve --config " in (command := command_line(process.pid)) and " -- " not in command  # a container's init
     ]
     assert len(found) == 1, found
     return found[0]
@@ -362,8 +362,9 @@ def kill_agent(view: TaskView) -> None:
 
 
 def folder_of(home: Path, view: TaskView) -> Path:
-    """Return the folder of the task's workspace."""
-    return home / "workspaces" / compute_name(view.workspace_id, 1)
+    """Return the folder of the task's workspace, or what the worker keeps of its container."""
+    folder = "containers" if view.backend is BackendKind.CONTAINER else "workspaces"
+    return home / folder / compute_name(view.workspace_id, 1)
 
 
 class Gate:
@@ -397,13 +398,13 @@ class Gate:
 
 
 class Door:
-    """A way to the API that refuses every connection until it is opened."""
+    """A way to the API, at an address of this machine, that refuses every connection until it is opened."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, address: str = "127.0.0.1") -> None:
         self._host, _, port = url.removeprefix("http://").rpartition(":")
         self._port = int(port)
         self._bound = socket.socket()
-        self._bound.bind(("127.0.0.1", 0))
+        self._bound.bind((address, 0))
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> "Door":
@@ -416,7 +417,8 @@ class Door:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._bound.getsockname()[1]}"
+        address, port = self._bound.getsockname()
+        return f"http://{address}:{port}"
 
     async def open(self) -> None:
         self._server = await asyncio.start_server(self._pass_on, sock=self._bound)

@@ -29,18 +29,35 @@ POINTS = {
     "worktree half made": ("before", "activities.backends.worktree:_move_worktree"),
     "agent not started": ("before", "activities.processes:start"),
     "agent started, not recorded": ("after", "activities.processes:start"),
+    "container not created": ("before", "docker.api.container:ContainerApiMixin.create_container"),
+    "container created, not known": ("after", "docker.api.container:ContainerApiMixin.create_container"),
+    "container not started": ("before", "docker.api.container:ContainerApiMixin.start"),
+    "container started, not known": ("after", "docker.api.container:ContainerApiMixin.start"),
     "agent recorded": ("before", "store.workspaces:WorkspaceStore.record_provisioned"),
     "provisioned": ("after", "store.workspaces:WorkspaceStore.record_provisioned"),
     "session not asked for": ("before", "activities.agent_client:AgentClient.create_session"),
     "session accepted": ("after", "activities.agent_client:AgentClient.create_session"),
     "session recorded": ("after", "store.sessions:SessionStore.record_running"),
     "release begun": ("after", "store.workspaces:WorkspaceStore.begin_release"),
-    "result kept": ("after", "activities.backends.host:HostBackend.save_result"),
+    "result kept": (
+        "after",
+        "activities.backends.host:HostBackend.save_result",
+        "activities.backends.container:ContainerBackend.save_result",
+    ),
     "result recorded": ("after", "store.results:ResultStore.save"),
-    "compute gone": ("after", "activities.backends.host:HostBackend.destroy"),
+    "container not removed": ("before", "docker.api.container:ContainerApiMixin.remove_container"),
+    "compute gone": (
+        "after",
+        "activities.backends.host:HostBackend.destroy",
+        "activities.backends.container:ContainerBackend.destroy",
+    ),
     "removal recorded": ("after", "store.workspaces:WorkspaceStore.record_removed"),
     "end recorded": ("after", "store.tasks:TaskStore.finish"),
 }
+POINTS_OF_CONTAINERS = [
+    point for point in POINTS if point not in {"worktree half made", "agent not started", "agent started, not recorded"}
+]
+POINTS_OF_WORKTREES = [point for point in POINTS if not point.startswith("container ")]
 
 
 def _wrap(target: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
@@ -57,7 +74,7 @@ def _task() -> str | None:
 
 
 def _stop_at(point: str, tasks: set[str]) -> None:
-    when, target = POINTS[point]
+    when, *targets = POINTS[point]
     passed: set[str] = set()
 
     def applies(now: str) -> str | None:
@@ -78,7 +95,7 @@ def _stop_at(point: str, tasks: set[str]) -> None:
 
         @functools.wraps(original)
         def synchronous(*args: Any, **kwargs: Any) -> Any:
-            assert threading.current_thread() is not threading.main_thread(), f"{target} would stop everything"
+            assert threading.current_thread() is not threading.main_thread(), f"{point} would stop everything"
             if task := applies("before"):
                 _wait(task)
             result = original(*args, **kwargs)
@@ -88,7 +105,8 @@ def _stop_at(point: str, tasks: set[str]) -> None:
 
         return asynchronous if inspect.iscoroutinefunction(original) else synchronous
 
-    _wrap(target, make)
+    for target in targets:
+        _wrap(target, make)
 
 
 def _wait(task: str) -> None:
