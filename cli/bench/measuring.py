@@ -4,8 +4,9 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
-from cli.bench import orchestration
-from cli.bench.figures import Figure
+from cli.bench import containers, orchestration
+from cli.bench.errors import NotMeasured
+from cli.bench.figures import Figure, Missing
 from cli.bench.names import NAMES
 from cli.bench.workplace import Stack, Workplace, run_command, run_program, running_stack, workplace
 from messages.names import random_id, task_workflow_id
@@ -16,15 +17,18 @@ Progress = Callable[[str], None]
 class Measuring:
     """One run of the bench: the stack is started when the first figure needs it."""
 
-    def __init__(self, place: Workplace, parts: AsyncExitStack, n: int | None, progress: Progress) -> None:
+    def __init__(
+        self, place: Workplace, parts: AsyncExitStack, n: int | None, image: str | None, progress: Progress
+    ) -> None:
         self._place = place
+        self._image = image
         self._parts = parts
         self._n = n
         self._progress = progress
         self._stack: Stack | None = None
 
     async def figure(self, name: str) -> Figure:
-        """Measure one figure."""
+        """Measure one figure. Raises ``NotMeasured``."""
         n = self._n or NAMES[name]
         self._progress(f"{name}: {n} times")
         measure: Callable[[int], Awaitable[Figure]] = getattr(self, f"_{name}")
@@ -82,14 +86,25 @@ class Measuring:
     async def _tasks_per_second(self, n: int) -> Figure:
         return Figure.of("tasks_per_second", "1/s", *await orchestration.tasks_per_second(await self._running(), n))
 
+    async def _container_ready(self, n: int) -> Figure:
+        image = await containers.find_image(self._image)
+        self._progress(f"container_ready: image {image.name}")
+        samples = await containers.container_ready(await self._running(), self._place, image, n)
+        return Figure.of("container_ready", "s", *samples)
+
     async def _poller_2s(self, n: int) -> Figure:
         return Figure.of("poller_2s", "ms", await orchestration.polled_2s(await self._running(), n))
 
 
-async def measure(names: Sequence[str], n: int | None, progress: Progress) -> AsyncGenerator[Figure]:
-    """Measure these figures one after the other, and yield each; leave nothing behind."""
+async def measure(
+    names: Sequence[str], n: int | None, image: str | None, progress: Progress
+) -> AsyncGenerator[Figure | Missing]:
+    """Measure these figures one after the other, and yield each, or why it was not; leave nothing behind."""
     async with AsyncExitStack() as parts:
         place = await parts.enter_async_context(workplace(progress))
-        measuring = Measuring(place, parts, n, progress)
+        measuring = Measuring(place, parts, n, image, progress)
         for name in names:
-            yield await measuring.figure(name)
+            try:
+                yield await measuring.figure(name)
+            except NotMeasured as e:
+                yield Missing(name, str(e))

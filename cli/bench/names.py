@@ -8,4 +8,5 @@ NAMES = {
     "ready_to_session": 20,
     "poller_2s": 20,
     "tasks_per_second": 5,
+    "container_ready": 10,
 }
