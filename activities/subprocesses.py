@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,3 +103,42 @@ async def run_program(
     finally:
         if process.returncode is None:
             await until_done(asyncio.ensure_future(end()))
+
+
+class Stopped(Exception):
+    """The programs of a thread were stopped; no further one is started."""
+
+
+class ThreadPrograms:
+    """The programs that one thread runs, one after the other, until another thread stops them.
+
+    Where there are many short ones, each would cost the event loop as much again as it takes by itself.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+
+    def run(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str]) -> Finished:
+        """Run one to its end. Raises :class:`Stopped` where it is not to be started any more."""
+        pipe = subprocess.PIPE
+        with self._lock:
+            if self._stopped:
+                raise Stopped
+            self._process = process = subprocess.Popen(
+                argv, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
+            )
+        stdout, stderr = process.communicate()
+        return Finished(process.returncode, stdout, stderr)
+
+    def stop(self) -> None:
+        """End the one that runs, with all that it started: politely at first. Returns when it has ended."""
+        with self._lock:
+            self._stopped = True
+        if (process := self._process) is None or process.poll() is not None:
+            return
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(_STOP_SECONDS)

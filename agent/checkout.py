@@ -83,16 +83,19 @@ def _check_out(checkout: Checkout, git: _Git) -> None:
         if checkout.ref is None:
             raise StepFailed("checkout: the repository has no commit")
         raise StepFailed(f"checkout: the repository has no branch, tag or commit {checkout.ref!r}")
-    if checkout.commit is not None and not git.has(checkout.commit):
-        git("fetch", "--quiet", "origin", checkout.commit)
+    commit = None
+    if checkout.commit is not None:
+        commit = git.found(checkout.commit)
+        if commit is None:
+            git("fetch", "--quiet", "origin", checkout.commit)
+            commit = git.commit(checkout.commit)
     branch = checkout.ref or git.branch()
-    remote = f"refs/remotes/origin/{branch}"
-    if branch is not None and git.has(remote):
-        start = checkout.commit or remote
-        git("checkout", "--quiet", "--no-track", "-B", branch, git.commit(start))
-        git("branch", "--quiet", f"--set-upstream-to=origin/{branch}", branch)
+    if branch is not None and (head := git.found(f"refs/remotes/origin/{branch}")) is not None:
+        git("checkout", "--quiet", "--no-track", "-B", branch, commit or head)
+        if checkout.ref is not None:  # else it is the branch that the clone is on, which follows origin's already
+            git("branch", "--quiet", f"--set-upstream-to=origin/{branch}", branch)
     else:
-        git("checkout", "--quiet", "--detach", git.commit(checkout.commit or checkout.ref or "HEAD"))
+        git("checkout", "--quiet", "--detach", commit or git.commit(checkout.ref or "HEAD"))
     git("update-ref", BASE_REF, "HEAD")
 
 
@@ -120,11 +123,14 @@ class _Git:
             return None
 
     def has(self, revision: str) -> bool:
+        return self.found(revision) is not None
+
+    def found(self, revision: str) -> Optional[str]:
+        """Return the commit that it names; None where there is none."""
         try:
-            self.commit(revision)
+            return self.commit(revision)
         except StepFailed:
-            return False
-        return True
+            return None
 
     def commit(self, revision: str) -> str:
         if revision.startswith("-"):

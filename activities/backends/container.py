@@ -141,6 +141,11 @@ class ContainerBackend(Backend):
             reason="" if alive else spec_of.ending(found, log),
         )
 
+    async def is_well(self, compute: Compute) -> bool:
+        """Tell whether it runs, and is not called unhealthy by its image's own health check."""
+        found = await self._containers.find(compute)
+        return found is not None and bool(found["State"]["Running"]) and spec_of.unhealthy(found) is None
+
     async def health(self, compute: Compute) -> str | None:
         """Return what the image's own health check said last where it calls the container unhealthy, else None."""
         found = await self._containers.find(compute)
@@ -252,8 +257,8 @@ class ContainerBackend(Backend):
         if found and not spec_of.never_started(found):
             raise await self._containers.ended(spec.compute, found)
         agent = spec_of.has_agent(spec_of.section(spec.template))
-        api_url = await self._reach.api_url() if agent else ""
         async with self._contents.checkout(spec) as checkout:
+            api_url = await self._reach.api_url() if agent else ""
             image = await self.prepare_image(spec)
             record = self._write(folder, self._new_record(spec))
             if found is None:
@@ -262,10 +267,10 @@ class ContainerBackend(Backend):
             if found and found["State"]["Running"]:
                 self._write(folder, record, started=True)
                 return self._handle(spec, found)
-            await self._contents.put(spec, await checkout, api_url, image)
-            handle = self._handle(spec, await self._containers.start(spec, image))
-            self._write(folder, record, started=True)
-            return handle
+            await self._contents.put(spec, checkout, api_url, image)
+        handle = self._handle(spec, await self._containers.start(spec, image))
+        self._write(folder, record, started=True)
+        return handle
 
     def _handle(self, spec: WorkspaceSpec, found: dict[str, Any]) -> WorkspaceHandle:
         url = spec_of.published_url(found, self.docker.remote_host)

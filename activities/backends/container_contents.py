@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryFile, mkdtemp
 from typing import IO, TYPE_CHECKING, Any
 
 from activities.backends import container_spec as spec_of
@@ -20,7 +20,7 @@ from activities.backends.container_files import (
 from activities.backends.docker_engine import Docker, Sdk, explained, said
 from activities.backends.zipapp import agent_zipapp
 from activities.errors import ProvisionFailed, ResultNotSaved
-from activities.files import is_real_folder
+from activities.files import is_real_folder, remove_tree
 from activities.threads import to_its_end
 from messages.statuses import FailureSource
 from messages.templates import WorkspaceAgent
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _TABLE_BYTES = 1024 * 1024
 _FETCH_SECONDS = 600.0
+_KNOWN_IMAGES = 1000
 
 
 class Contents:
@@ -46,6 +47,8 @@ class Contents:
         self._home = home
         self._copies = copies
         self._zipapp: Path | None = None
+        # By image id, which names its content: each look into an image costs Docker a process.
+        self._owners: dict[str, Owner] = {}
 
     @asynccontextmanager
     async def checkout(self, spec: WorkspaceSpec) -> AsyncGenerator[Awaitable[Path]]:
@@ -53,27 +56,29 @@ class Contents:
 
         It goes with the context. Raises ``ProvisionFailed`` where it is waited for.
         """
-        with TemporaryDirectory(dir=self._home, prefix=".checkout-") as folder:
-            making = asyncio.ensure_future(self._copies.make(spec, Path(folder)))
-            try:
-                yield making
-            finally:
-                making.cancel()
-                await asyncio.gather(making, return_exceptions=True)
+        folder = Path(mkdtemp(dir=self._home, prefix=".checkout-"))
+        making = asyncio.ensure_future(self._copies.make(spec, folder))
+        try:
+            yield making
+        finally:
+            making.cancel()
+            await asyncio.gather(making, return_exceptions=True)
+            await to_its_end(remove_tree, folder)
 
-    async def put(self, spec: WorkspaceSpec, checkout: Path, api_url: str, image: Mapping[str, Any]) -> None:
-        """Put the checkout, our agent and its configuration in. Raises ``ProvisionFailed``."""
+    async def put(self, spec: WorkspaceSpec, making: Awaitable[Path], api_url: str, image: Mapping[str, Any]) -> None:
+        """Put the checkout that is ``making``, our agent and its configuration in. Raises ``ProvisionFailed``."""
         container = spec_of.section(spec.template)
-        owner = await self._owner(spec, spec_of.user_of(image))
+        owner = await self._owner(spec, image)
         files: dict[str, bytes] = {}
         if spec_of.has_agent(container):
             files["config.json"] = spec_of.agent_config(spec, api_url).encode()
         if container.workspace_agent is WorkspaceAgent.MOUNT:
             files["agent.pyz"] = (await self._agent()).read_bytes()
+        checkout = await making
         with TemporaryFile(dir=self._home) as archive:
             await to_its_end(pack, spec_of.FOLDER, files, checkout, owner, archive)
             archive.seek(0)
-            await self._put(spec, archive)
+            await asyncio.gather(self._put(spec, archive), to_its_end(remove_tree, checkout))
 
     async def _agent(self) -> Path:
         if self._zipapp is None or not self._zipapp.exists():
@@ -102,18 +107,26 @@ class Contents:
             raise ResultNotSaved(f"the checkout of container {compute.name} cannot be fetched: {said(e)}") from e
         return is_real_folder(target)
 
-    async def _owner(self, spec: WorkspaceSpec, user: str) -> Owner:
+    async def _owner(self, spec: WorkspaceSpec, image: Mapping[str, Any]) -> Owner:
+        user = spec_of.user_of(image)
         if user in {"", "0", "root"}:
             return Owner(0, 0)
-        tables = [await self._read(spec.compute, f"/etc/{name}") for name in ("passwd", "group")]
+        if known := self._owners.get(image["Id"]):
+            return known
+        passwd = await self._read(spec.compute, "/etc/passwd")
+        group = await self._read(spec.compute, "/etc/group") if ":" in user else ""
         try:
-            return user_ids(user, *tables)
+            owner = user_ids(user, passwd, group)
         except LookupError as e:
             raise ProvisionFailed(
                 f"image {spec_of.section(spec.template).image} runs as user {user!r}, and has no {e.args[0]!r} in its "
                 "/etc/passwd or /etc/group; correct the image's USER",
                 source=FailureSource.PROVIDER,
             ) from e
+        if len(self._owners) >= _KNOWN_IMAGES:
+            self._owners.clear()
+        self._owners[image["Id"]] = owner
+        return owner
 
     async def _read(self, compute: Compute, path: str) -> str:
         from docker.errors import NotFound

@@ -9,18 +9,16 @@ from typing import TYPE_CHECKING, ClassVar
 from activities.backends.host import ComputeRecord
 from activities.backends.local import LocalBackend
 from activities.errors import ProvisionFailed
-from activities.subprocesses import run_program
-from activities.threads import until_done
+from activities.subprocesses import ThreadPrograms
+from activities.threads import to_its_end, until_done
 from agent.checkout import StepFailed, prepare_checkout
 from agent.config import Checkout
 from messages.statuses import BackendKind, FailureSource
 
 if TYPE_CHECKING:
-    import concurrent.futures
     from pathlib import Path
 
     from activities.backends.contract import SavedChange, WorkspaceSpec
-    from activities.subprocesses import Finished
     from messages.tasks import TaskInput
 
 
@@ -52,17 +50,11 @@ class HostCopies(LocalBackend):
 
     async def _prepare_here(self, what: Checkout, folder: Path) -> None:
         """Do what a workspace agent does for its checkout, in this process; a cancellation ends the git that runs."""
-        loop = asyncio.get_running_loop()
-        running: concurrent.futures.Future[Finished] | None = None
-        stopped = False
+        programs = ThreadPrograms()
 
         def run(argv: list[str], cwd: Path, env: dict[str, str]) -> str:
-            nonlocal running
             env = {**self._env, **{name: value for name, value in env.items() if name.startswith("GIT_")}}
-            if stopped:
-                raise StepFailed("cancelled")
-            running = asyncio.run_coroutine_threadsafe(run_program(argv, cwd=cwd, env=env), loop)
-            finished = running.result()
+            finished = programs.run(argv, cwd, env)
             said = (finished.stdout or finished.stderr).decode("utf-8", "replace")
             if finished.returncode != 0:
                 first = said.strip().partition("\n")[0] or f"exit code {finished.returncode}"
@@ -73,9 +65,7 @@ class HostCopies(LocalBackend):
         try:
             await asyncio.shield(preparing)
         except asyncio.CancelledError:
-            stopped = True
-            if running is not None:
-                running.cancel()
+            await to_its_end(programs.stop)
             with contextlib.suppress(BaseException):
                 await until_done(preparing)
             raise

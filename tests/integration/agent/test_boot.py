@@ -331,6 +331,8 @@ def test_a_clone_stands_at_the_commit_that_was_asked_for(
     assert (done.returncode, done.stdout, done.stderr[-500:].count("failed")) == (0, "", 0)
     assert git(agent.checkout, "rev-parse", "HEAD") == git(repository, "rev-parse", head)
     assert git(agent.checkout, "rev-parse", "--abbrev-ref", "HEAD") == branch
+    if branch != "HEAD":
+        assert git(agent.checkout, "rev-parse", "--abbrev-ref", "@{upstream}") == f"origin/{branch}"
     assert git(agent.checkout, "status", "--porcelain") == ""
     assert git(agent.checkout, "rev-parse", "refs/taskrunner/base") == git(agent.checkout, "rev-parse", "HEAD")
 

@@ -90,16 +90,20 @@ async def test_no_secret_can_be_seen_from_outside(workshop: Workshop, daemon: Da
 
 
 async def test_a_user_of_the_image_s_own_owns_what_is_put_in(workshop: Workshop, daemon: Daemon) -> None:
-    image = build_image(daemon, "RUN useradd --create-home --uid 4711 worker", "USER worker")
-    backend, spec = workshop.backend(), workshop.spec(image=image)
-    handle = await backend.provision(spec)
-    try:
-        await run(handle.harness_url, spec, 'test "$(id -u)" = 4711 && touch made && test -O . && test -O .git/HEAD')
-        kept = await backend.save_result(spec.compute, None)
-        assert kept
-        assert kept.result.files_changed == 1
-    finally:
-        await backend.destroy(spec.compute)
+    """By a name that the image's own files explain, in the first workspace of the image and in later ones."""
+    worker = "RUN groupadd --gid 4712 crew && useradd --create-home --uid 4711 worker"
+    backend = workshop.backend()
+    for user, group in (("worker", 4711), ("worker", 4711), ("worker:crew", 4712)):
+        spec = workshop.spec(image=build_image(daemon, worker, f"USER {user}"))
+        handle = await backend.provision(spec)
+        try:
+            mine = f'test "$(id -u) $(id -g)" = "4711 {group}" && test "$(stat -c "%u %g" .git/HEAD)" = "4711 {group}"'
+            await run(handle.harness_url, spec, f"{mine} && touch made && test -O .")
+            kept = await backend.save_result(spec.compute, None)
+            assert kept
+            assert kept.result.files_changed == 1
+        finally:
+            await backend.destroy(spec.compute)
 
 
 async def test_provisioning_again_adopts_what_is_there(workshop: Workshop, daemon: Daemon) -> None:
