@@ -14,14 +14,13 @@ import subprocess
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from activities.proc import PROC, start_time, stat
 from messages.base import Message
 from messages.names import COMPUTE_MARKER
 
 _log = logging.getLogger(__name__)
 
-_PROC = Path("/proc")
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LC_[A-Z]+|TERM|TMPDIR|TZ|XDG_[A-Z_]+"
     r"|((HTTP|HTTPS|FTP|ALL|NO)_PROXY)|((http|https|ftp|all|no)_proxy)"
@@ -43,12 +42,6 @@ class ProcessId(Message):
     boot_id: str
 
 
-class _Stat(NamedTuple):
-    state: str
-    parent: int
-    started: int
-
-
 def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the part of a worker's environment that a workspace, or a program that we run for it, may see."""
     return {name: value for name, value in environ.items() if _PASSED_ON.fullmatch(name)}
@@ -56,22 +49,7 @@ def clean_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def boot_id() -> str:
     """Return the id of this boot of the machine."""
-    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
-        return None
-    fields = text[text.rindex(")") + 2 :].split()  # the name before may hold anything, brackets included
-    return _Stat(state=fields[0], parent=int(fields[1]), started=int(fields[19]))
-
-
-def start_time(pid: int) -> int | None:
-    """Return when who runs as ``pid`` began, in clock ticks since the boot; None for nobody (a zombie has ended)."""
-    found = _stat(pid)
-    return None if found is None or found.state in "ZX" else found.started
+    return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
 def identify(pid: int) -> ProcessId | None:
@@ -112,7 +90,7 @@ def start(
             start_new_session=True,
             pass_fds=pass_fds,
         )
-    found = _stat(child.pid)  # a zombie at worst: it stays on the table until we take it off
+    found = stat(child.pid)  # a zombie at worst: it stays on the table until we take it off
     assert found is not None
     process = ProcessId(pid=child.pid, started=found.started, boot_id=boot_id())
     with _children_guard:
@@ -124,7 +102,7 @@ def start(
 
 def _carries(pid: str, entry: bytes) -> bool:
     try:
-        return entry in (_PROC / pid / "environ").read_bytes().split(b"\0")
+        return entry in (PROC / pid / "environ").read_bytes().split(b"\0")
     except OSError:  # it ended meanwhile, or is another user's
         return False
 
@@ -132,7 +110,7 @@ def _carries(pid: str, entry: bytes) -> bool:
 def find_carrying(variable: str, value: str) -> list[ProcessId]:
     """Return all living processes but us that have the variable in their environment, oldest first."""
     entry = os.fsencode(f"{variable}={value}")
-    pids = [int(found.name) for found in _PROC.iterdir() if found.name.isdigit() and _carries(found.name, entry)]
+    pids = [int(found.name) for found in PROC.iterdir() if found.name.isdigit() and _carries(found.name, entry)]
     processes = [process for pid in pids if pid != os.getpid() and (process := identify(pid))]
     return sorted(processes, key=lambda process: (process.started, process.pid))
 
@@ -145,8 +123,8 @@ def find_marked(compute: str) -> list[ProcessId]:
 def find_all(compute: str, known: Iterable[ProcessId] = ()) -> list[ProcessId]:
     """Return the marked processes of ``compute``, the ``known`` ones that still live, and all their descendants."""
     children: dict[int, list[int]] = {}
-    for entry in _PROC.iterdir():
-        if entry.name.isdigit() and (found := _stat(int(entry.name))):
+    for entry in PROC.iterdir():
+        if entry.name.isdigit() and (found := stat(int(entry.name))):
             children.setdefault(found.parent, []).append(int(entry.name))
     members = {process.pid: process for process in (*find_marked(compute), *known) if is_alive(process)}
     pending = list(members)
@@ -161,7 +139,7 @@ def find_all(compute: str, known: Iterable[ProcessId] = ()) -> list[ProcessId]:
 def command_line(process: ProcessId) -> list[str]:
     """Return a process's argv; empty where it is gone."""
     try:
-        return (_PROC / str(process.pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")[:-1]
+        return (PROC / str(process.pid) / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")[:-1]
     except OSError:
         return []
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Self, TypeVar
@@ -11,7 +12,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import ValidationError
 
-from cli.discovery import Service, trust
+from activities.threads import in_daemon_thread
+from cli import early
+from cli.discovery import Service
 from cli.errors import Refused, Unreachable, UsageError
 from messages.names import is_id
 from messages.tasks import TaskProgress, TaskRequest
@@ -52,7 +55,7 @@ class ApiClient:
             headers=headers,
             timeout=_TIMEOUT,
             trust_env=not is_local,
-            verify=trust(service.url),
+            verify=_trust(service.url),
             follow_redirects=False,
         )
 
@@ -66,13 +69,16 @@ class ApiClient:
         """Close the connection."""
         await self._http.aclose()
 
-    async def submit(self, request: TaskRequest) -> TaskView:
+    async def submit(self, request: TaskRequest, *, posted: early.Posted | None = None) -> TaskView:
         """Submit a task, or find it again where the same request was submitted before.
 
-        The request has an id: only so can it be repeated where nobody knows whether it was taken.
+        The request has an id: only so can it be repeated where nobody knows whether it was taken. ``posted`` is this
+        very request where it has been sent already: it is sent again only if it gets no answer.
         """
         try:
-            answer = await self._call("POST", "/api/tasks", json=request.body())
+            answer = await self._answer_to(posted) if posted is not None else None
+            if answer is None:
+                answer = await self._call("POST", "/api/tasks", json=request.body())
         except Refused as e:  # the id stands for another request
             raise UsageError(str(e)) from None
         except Disconnected as e:
@@ -165,6 +171,15 @@ class ApiClient:
                             progress(str(json.loads("\n".join(data))["text"]))
                     data, kind = [], ""
 
+    async def _answer_to(self, posted: early.Posted) -> httpx.Response | None:
+        found = await in_daemon_thread(posted.answer)
+        if found is None:
+            return None
+        asked = self._http.build_request("POST", "/api/tasks")
+        answer = httpx.Response(found.status, headers=found.headers, content=found.body, request=asked)
+        self._raise_for(answer, "application/json")
+        return answer
+
     async def _call(self, method: str, path: str, *, gives: str = "application/json", **options: Any) -> httpx.Response:
         try:
             answer = await self._http.request(method, path, **options)
@@ -230,6 +245,16 @@ class ApiClient:
         if code >= 500 or code in {408, 425, 429}:
             raise Disconnected(f"{self.service.shown_url} cannot answer now: {text}; try again later")
         raise (Refused if code in {404, 409} else UsageError)(text)
+
+
+def _trust(url: str) -> ssl.SSLContext:
+    """Return whose certificates are accepted at ``url``: those that httpx accepts; over plain HTTP nobody's.
+
+    Loading them takes longer than most commands do.
+    """
+    if urlsplit(url).scheme == "https":
+        return httpx.create_ssl_context()
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 async def _lines(answer: httpx.Response) -> AsyncIterator[str]:

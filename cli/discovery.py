@@ -1,12 +1,10 @@
 """Which service a command talks to."""
 
-import ssl
+import json
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlsplit
 
-import httpx
-
+from cli import early
 from cli.errors import Unreachable
 from cli.home import StackRecord, read_record, read_token
 from messages.defaults import DEFAULT_API_URL
@@ -15,7 +13,7 @@ from messages.settings import Settings
 from messages.urls import without_user_info
 from workers.errors import ASK_THE_DOCTOR
 
-_ANSWER_TIMEOUT = httpx.Timeout(5.0)
+_ANSWER_SECONDS = 5.0
 
 
 class Service(NamedTuple):
@@ -31,16 +29,6 @@ class Service(NamedTuple):
         return without_user_info(self.url)
 
 
-def trust(url: str) -> ssl.SSLContext:
-    """Return whose certificates are accepted at ``url``: those that httpx accepts; over plain HTTP nobody's.
-
-    Loading them takes longer than most commands do.
-    """
-    if urlsplit(url).scheme == "https":
-        return httpx.create_ssl_context()
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
 def named_service(settings: Settings) -> Service | None:
     """Return the service that the environment names (``TASKRUNNER_API_URL``), answering or not."""
     if settings.api_url is None:
@@ -53,27 +41,22 @@ def embedded_service(settings: Settings) -> Service | None:
     record = read_record(settings.home)
     if record is None or not record.is_alive:
         return None
-    # No proxy from the environment: it is on the loopback interface of this machine.
     try:
-        answer = httpx.get(
-            f"{record.api_url}/healthz", timeout=_ANSWER_TIMEOUT, trust_env=False, verify=trust(record.api_url)
-        )
-    except httpx.HTTPError:
+        answer = early.get(f"{record.api_url}/healthz", seconds=_ANSWER_SECONDS)
+    except early.NoAnswer:
         return None
-    return Service(record.api_url, _token(settings, settings.home), record) if answer.status_code == 200 else None
+    return Service(record.api_url, _token(settings, settings.home), record) if answer.status == 200 else None
 
 
-def default_service(settings: Settings, *, seconds: float = 5.0) -> Service | None:
+def default_service(settings: Settings, *, seconds: float = _ANSWER_SECONDS) -> Service | None:
     """Return the service at the usual address (``DEFAULT_API_URL``) where it is a taskrunner's that answers in time.
 
     Its token is None where ``TASKRUNNER_API_TOKEN`` is not set: that of the home opens the home's own stack only.
     """
     try:
-        answer = httpx.get(
-            f"{DEFAULT_API_URL}/healthz", timeout=seconds, trust_env=False, verify=trust(DEFAULT_API_URL)
-        )
-        is_ours = answer.status_code == 200 and answer.json().get("service") == SERVICE
-    except (httpx.HTTPError, ValueError, AttributeError):
+        answer = early.get(f"{DEFAULT_API_URL}/healthz", seconds=seconds)
+        is_ours = answer.status == 200 and json.loads(answer.body).get("service") == SERVICE
+    except (early.NoAnswer, ValueError, AttributeError):
         return None
     token = settings.api_token.get_secret_value() if settings.api_token else None
     return Service(DEFAULT_API_URL, token) if is_ours else None

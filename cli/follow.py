@@ -3,13 +3,15 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from cli import render
+from cli import early, render
+from cli.client import ApiClient
 from cli.discovery import Service
 from cli.display import Display
 from cli.errors import INTERRUPTED, CliError, Refused, Unreachable, UsageError
 from cli.feed import Reconnect, TaskFeed
+from cli.interrupts import signals_to_leave
 from messages.statuses import EventKind, TaskStatus
 from messages.tasks import TaskRequest
 from messages.views import EventView, TaskView
@@ -18,12 +20,6 @@ _SUBMISSION_SECONDS = 2.0
 """How long who is told to leave waits for the answer to a submission that is on its way."""
 _ASK_AFTER_SECONDS = 1.0
 """What a step waits for is asked once it has lasted so long: most are over by then."""
-
-
-def signals_to_leave() -> list[signal.Signals]:
-    """Return the signals that tell us to leave, but those that we were told to ignore, as by nohup."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Follower:
@@ -39,13 +35,18 @@ class Follower:
         stack_ends_with_us: Callable[[], bool],
         as_json: bool,
         persist_submission: bool,
+        posted: early.Posted | None = None,
+        noted: Sequence[signal.Signals] = (),
     ) -> None:
         """Prepare; ``request`` has an id, so that it can be repeated and cancelled without knowing its answer.
 
+        ``posted`` is the request where it was sent already, ``noted`` are signals to leave that came meanwhile.
         ``persist_submission`` tells to look for the service again where it is away already at the submission.
         ``stack_ends_with_us`` is asked at a Ctrl-C: where nobody would be left to run the task, it is cancelled.
         """
         self._request = request
+        self._posted = posted
+        self._noted = noted
         self._id = request.id or ""
         self._feed = TaskFeed(service, self._id, reconnect=reconnect, patient_at_first=persist_submission)
         self._display = display
@@ -66,6 +67,8 @@ class Follower:
         numbers = signals_to_leave()
         for number in numbers:
             loop.add_signal_handler(number, self._interrupts.put_nowait, number)
+        for number in self._noted:
+            self._interrupts.put_nowait(number)
         following = asyncio.create_task(self._follow())
         try:
             interrupted = await self._wait(following)
@@ -142,7 +145,7 @@ class Follower:
                 return False
 
     async def _follow(self) -> TaskView:
-        task = await self._feed.ask(lambda api: api.submit(self._request))
+        task = await self._feed.ask(self._submit)
         self._submitted.set()
         self._say_what_was_submitted(task)
         self._display.start(task.created_at, self._cannot_write)
@@ -158,6 +161,10 @@ class Follower:
             if explaining is not None:
                 explaining.cancel()
                 await asyncio.gather(explaining, return_exceptions=True)
+
+    async def _submit(self, api: ApiClient) -> TaskView:
+        posted, self._posted = self._posted, None
+        return await api.submit(self._request, posted=posted)
 
     async def _cancel(self) -> None:
         await self._submitted.wait()  # else it would arrive behind its cancellation, and run

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from activities.processes import start_time
+from activities.proc import start_time
 from cli.errors import CliError, UsageError
 from workers.errors import ASK_THE_DOCTOR
 

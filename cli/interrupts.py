@@ -1,10 +1,24 @@
-"""Interrupts that are not lost while the program waits in blocking calls."""
+"""Interrupts that are not lost while the program waits in blocking calls, or loads what handles them."""
 
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
+
+
+def signals_to_leave() -> list[signal.Signals]:
+    """Return the signals that tell us to leave, but those that we were told to ignore, as by nohup."""
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in signals if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+def note_signals_to_leave() -> list[signal.Signals]:
+    """Do no more, from here on, than to note these signals in the list that is returned, for who handles them next."""
+    noted: list[signal.Signals] = []
+    for number in signals_to_leave():
+        signal.signal(number, lambda number, _: noted.append(signal.Signals(number)))
+    return noted
 
 
 @contextmanager

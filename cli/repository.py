@@ -34,6 +34,15 @@ def find_repository(folder: Path) -> Path | None:
     return (_ask(common.parent, "--show-toplevel") if common.name == ".git" else None) or common
 
 
+def find_with_commit(folder: Path) -> Path | None:
+    """Return what the two others would where all is as it should be, in one call of git; None where they have to look.
+
+    That is the top folder of the checkout around ``folder``, of a repository that has a commit.
+    """
+    done = _git(folder, "rev-parse", "--show-toplevel", "HEAD^{commit}")
+    return Path(done.stdout.rstrip("\n").rpartition("\n")[0]) if done.returncode == 0 else None
+
+
 def check_repository(path: Path, ref: str | None) -> Path:
     """Return the absolute top folder of the repository at ``path`` (of a bare one: itself).
 

@@ -1,7 +1,7 @@
 """What ``taskrunner run`` does: the request from its options, the service or a stack for it, and the way out."""
 
-import asyncio
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -11,17 +11,13 @@ from pathlib import Path
 
 from pydantic import SecretStr, ValidationError
 
-from activities.threads import in_daemon_thread
-from cli import render
-from cli.client import ApiClient
+from cli import early
 from cli.discovery import Service, embedded_service, service_of_others
-from cli.display import Display, open_display
 from cli.errors import INTERRUPTED, CliError, UsageError
-from cli.follow import Follower, signals_to_leave
 from cli.home import FileLock, Home
-from cli.interrupts import interrupts_kept
-from cli.launch import is_only_user, join_stack, leave_stack
-from cli.repository import check_repository, find_repository, is_url
+from cli.interrupts import interrupts_kept, note_signals_to_leave, signals_to_leave
+from cli.launch import Progress, is_only_user, join_stack, leave_stack
+from cli.repository import check_repository, find_repository, find_with_commit, is_url
 from messages.durations import parse_duration
 from messages.names import is_id, random_id
 from messages.settings import Settings
@@ -30,12 +26,14 @@ from messages.tasks import Repository, TaskRequest
 from messages.templates import SUPPORTED_BACKENDS
 from messages.validation import first_violation
 
+_SUBMISSION_SECONDS = 30.0
+
 
 def run(settings: Settings, request: TaskRequest, *, as_json: bool) -> int:
     """Submit ``request``, follow it to its end, and return the exit code."""
     service = service_of_others(settings)
     if service is not None:
-        return asyncio.run(_follow_elsewhere(service, placed(request, settings, service), as_json))
+        return _run_elsewhere(service, placed(request, settings, service), as_json)
     return _run_embedded(settings, request, as_json)
 
 
@@ -118,6 +116,8 @@ def _repository(repo: str | None, ref: str | None, backend: str | None, template
     if repo is None:
         # A template's own backend may want the repository, so --backend local beside one does not say that none is.
         wants_none = ref is None and {backend, template} - {None} == {BackendKind.LOCAL.value}
+        if not wants_none and ref is None and (top := find_with_commit(Path.cwd())) is not None:
+            return Repository(path=str(top))
         here = None if wants_none else find_repository(Path.cwd())
         if here is None:
             if BackendKind.WORKTREE in (backend, template) or ref is not None:
@@ -132,54 +132,90 @@ def _repository(repo: str | None, ref: str | None, backend: str | None, template
     return Repository(path=str(top))
 
 
-async def _follow_elsewhere(service: Service, request: TaskRequest, as_json: bool) -> int:
+def _post(service: Service, request: TaskRequest) -> early.Posted | None:
+    """Send the request, so that the service works on it while we load what follows the task."""
+    return early.post(f"{service.url}/api/tasks", request.body(), service.token, seconds=_SUBMISSION_SECONDS)
+
+
+def _run_elsewhere(service: Service, request: TaskRequest, as_json: bool) -> int:
+    noted = note_signals_to_leave()
+    posted = _post(service, request)
+    import asyncio
+
+    from cli.display import open_display
+    from cli.follow import Follower
+
     async def reconnect() -> Service:
         return service
 
-    follower = Follower(
-        service,
-        request,
-        open_display(as_json=as_json),
-        reconnect=reconnect,
-        stack_ends_with_us=lambda: False,
-        as_json=as_json,
-        persist_submission=False,
-    )
-    return await follower.run()
+    async def follow() -> int:
+        follower = Follower(
+            service,
+            request,
+            open_display(as_json=as_json),
+            reconnect=reconnect,
+            stack_ends_with_us=lambda: False,
+            as_json=as_json,
+            persist_submission=False,
+            posted=posted,
+            noted=noted,
+        )
+        return await follower.run()
+
+    gc.enable()
+    return asyncio.run(follow())
 
 
 def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> int:
     home = Home(settings.home)
     users = FileLock(home.users_lock)
-    display = open_display(as_json=as_json)
+    say = _say
     started = left_at_once = False
 
     def join() -> Service:
         nonlocal started
-        joined = join_stack(settings, home, display.say, before_start=lambda: _check_here(settings, request))
+        joined = join_stack(settings, home, say, before_start=lambda: _check_here(settings, request))
         started = started or joined.started
         return joined.service
 
-    async def reconnect() -> Service:
-        return await in_daemon_thread(join)
+    def follow(service: Service) -> int:
+        nonlocal say
+        noted = note_signals_to_leave()
+        posted = _post(service, request)
+        import asyncio
 
-    async def follow(service: Service) -> int:
-        nonlocal left_at_once
-        follower = Follower(
-            service,
-            request,
-            display,
-            reconnect=reconnect,
-            stack_ends_with_us=lambda: started or _would_stop(home),
-            as_json=as_json,
-            persist_submission=True,
-        )
-        try:
-            return await follower.run()
-        finally:
-            left_at_once = follower.left_at_once
-            if not left_at_once and _would_stop(home):
-                await _say_what_is_left(settings, own=request.id)
+        from activities.threads import in_daemon_thread
+        from cli.display import open_display
+        from cli.follow import Follower
+
+        display = open_display(as_json=as_json)
+        say = display.say
+
+        async def reconnect() -> Service:
+            return await in_daemon_thread(join)
+
+        async def to_its_end() -> int:
+            nonlocal left_at_once
+            follower = Follower(
+                service,
+                request,
+                display,
+                reconnect=reconnect,
+                stack_ends_with_us=lambda: started or _would_stop(home),
+                as_json=as_json,
+                persist_submission=True,
+                posted=posted,
+                noted=noted,
+            )
+            try:
+                return await follower.run()
+            finally:
+                left_at_once = follower.left_at_once
+                if not left_at_once and _would_stop(home):
+                    await _say_what_is_left(settings, own=request.id)
+
+        gc.enable()
+        return asyncio.run(to_its_end())
 
     for number in signals_to_leave():
         signal.signal(number, signal.default_int_handler)
@@ -188,17 +224,23 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
         with interrupts_kept():
             users.shared()  # waits while the last run out stops its stack
             service = join()
-        code = asyncio.run(follow(service))
+        code = follow(service)
         interrupted = code == INTERRUPTED
     except KeyboardInterrupt:
         code, interrupted = INTERRUPTED, True
     finally:
         if not left_at_once:  # else the stack notices by itself that nobody is left
-            interrupted = _leave(home, users, display, interrupted=interrupted)
+            interrupted = _leave(home, users, say, interrupted=interrupted)
     return INTERRUPTED if interrupted else code
 
 
-def _leave(home: Home, users: FileLock, display: Display, *, interrupted: bool) -> bool:
+def _say(text: str) -> None:
+    from cli import render
+
+    render.say(text)
+
+
+def _leave(home: Home, users: FileLock, say: Progress, *, interrupted: bool) -> bool:
     """Leave the stack, with patience for the first interrupt of this run; return whether there was one by now."""
 
     def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
@@ -206,16 +248,19 @@ def _leave(home: Home, users: FileLock, display: Display, *, interrupted: bool) 
         if interrupted and number == signal.SIGINT:
             raise KeyboardInterrupt
         interrupted = True
-        display.say("Leaving as soon as the stack has stopped; once more to leave at once")
+        say("Leaving as soon as the stack has stopped; once more to leave at once")
 
     for number in signals_to_leave():
         signal.signal(number, interrupt)
-    leave_stack(home, users, display.say)
+    leave_stack(home, users, say)
     return interrupted
 
 
 async def _say_what_is_left(settings: Settings, *, own: str | None) -> None:
     """Tell of the tasks that wait for another stack, once the one that we stop is gone; never fails."""
+    from cli import render
+    from cli.client import ApiClient
+
     with contextlib.suppress(CliError):
         service = embedded_service(settings)
         if service is None:

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from activities.processes import start_time
+from activities.proc import start_time
 from activities.threads import in_daemon_thread
 from api.templates import TemplateError, TemplateFolder
 from cli.errors import UsageError

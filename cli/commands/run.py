@@ -1,5 +1,6 @@
 """``taskrunner run``, and the options that describe a task."""
 
+import gc
 from collections.abc import Callable
 
 import click
@@ -68,6 +69,8 @@ def run(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
       taskrunner run --repo ~/project --ref main --timeout 30m - < prompt.txt
       taskrunner run --json 'date > made' | jq -r .result.branch
     """  # noqa: D301 (click's mark for lines to keep)
+    # What loads is kept, so looking for garbage in it meanwhile is for nothing: a tenth of the time that it takes.
+    gc.disable()
     from cli import running
     from messages.settings import read_settings
 

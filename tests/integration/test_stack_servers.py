@@ -22,7 +22,8 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import WorkflowHandle
 from temporalio.worker import Worker
 
-from activities.processes import identify, start_time
+from activities.proc import start_time
+from activities.processes import identify
 from messages.search_attributes import SEARCH_ATTRIBUTES
 from workers import postgres_programs, temporal_server
 from workers.children import STACK_MARKER, Child, end_leftover

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from activities.processes import start_time
+from activities.proc import start_time
 from cli.errors import CliError, UsageError
 from cli.home import FileLock, Home, StackRecord, read_record, read_token
 from cli.launch import is_only_user

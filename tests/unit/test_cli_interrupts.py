@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from cli.interrupts import interrupts_kept
+from cli.interrupts import interrupts_kept, note_signals_to_leave
 
 
 class Interrupted:
@@ -57,3 +57,26 @@ def test_who_ignores_interrupts_goes_on_doing_so() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_signals_are_noted_for_who_handles_them_next() -> None:
+    """S50: a Ctrl-C between the submission of a task and the moment when its follower is loaded."""
+    try:
+        noted = note_signals_to_leave()
+        signal.raise_signal(signal.SIGINT)
+        assert noted == [signal.SIGINT]
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)
+
+
+def test_signals_that_we_were_told_to_ignore_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        noted = note_signals_to_leave()
+        signal.raise_signal(signal.SIGHUP)
+        assert noted == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
