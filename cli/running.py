@@ -27,6 +27,7 @@ from messages.templates import SUPPORTED_BACKENDS
 from messages.validation import first_violation
 
 _SUBMISSION_SECONDS = 30.0
+_COURTESY_SECONDS = 5.0
 
 
 def run(settings: Settings, request: TaskRequest, *, as_json: bool) -> int:
@@ -171,6 +172,7 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
     users = FileLock(home.users_lock)
     say = _say
     started = left_at_once = False
+    late: list[signal.Signals] = []
 
     def join() -> Service:
         nonlocal started
@@ -195,7 +197,7 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
             return await in_daemon_thread(join)
 
         async def to_its_end() -> int:
-            nonlocal left_at_once
+            nonlocal left_at_once, late
             follower = Follower(
                 service,
                 request,
@@ -211,6 +213,7 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
                 return await follower.run()
             finally:
                 left_at_once = follower.left_at_once
+                late = note_signals_to_leave()  # one that breaks into the midst of a request may come out as anything
                 if not left_at_once and _would_stop(home):
                     await _say_what_is_left(settings, own=request.id)
 
@@ -230,7 +233,7 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
         code, interrupted = INTERRUPTED, True
     finally:
         if not left_at_once:  # else the stack notices by itself that nobody is left
-            interrupted = _leave(home, users, say, interrupted=interrupted)
+            interrupted = _leave(home, users, say, interrupted=interrupted or bool(late))
     return INTERRUPTED if interrupted else code
 
 
@@ -258,14 +261,16 @@ def _leave(home: Home, users: FileLock, say: Progress, *, interrupted: bool) -> 
 
 async def _say_what_is_left(settings: Settings, *, own: str | None) -> None:
     """Tell of the tasks that wait for another stack, once the one that we stop is gone; never fails."""
+    import asyncio
+
     from cli import render
     from cli.client import ApiClient
 
-    with contextlib.suppress(CliError):
+    with contextlib.suppress(CliError, TimeoutError):
         service = embedded_service(settings)
         if service is None:
             return
-        async with ApiClient(service) as api:
+        async with asyncio.timeout(_COURTESY_SECONDS), ApiClient(service) as api:
             pages = [await api.tasks(status=status.value) for status in (TaskStatus.RUNNING, TaskStatus.QUEUED)]
         others = [task.id for page in pages for task in page.tasks if task.id != own]
         if others:
