@@ -1,8 +1,10 @@
 """Cancelling a task through the API, at every step: it ends cancelled, nothing is left, and nothing brings it back."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +13,8 @@ from temporalio.client import WorkflowExecutionStatus
 from messages.names import SESSION_FINISHED, session_id
 from messages.statuses import SessionStatus, TaskStatus, WorkspaceStatus
 from messages.views import TaskView
+from tests.support import docker
+from tests.support.docker import IMAGE, Daemon
 from tests.support.git_repositories import files_of, git, make_dirty, make_repository, snapshot
 from tests.support.stack import Stack, folder_of, unique
 from tests.support.stopping_worker import POINTS
@@ -20,16 +24,29 @@ pytestmark = pytest.mark.timeout(120)
 HOST = "cancel-host"
 HEARS_OF_IT = ("attempt recorded", "provisioned", "session not asked for", "session accepted")
 """Here the activity is cancelled while it waits."""
-GOES_ON = ("worktree half made", "agent not started", "agent started, not recorded", "release begun", "result recorded")
+MAKING = ("worktree half made", "agent not started", "agent started, not recorded")
+MAKING_CONTAINERS = (
+    "container not created",
+    "container created, not known",
+    "container not started",
+    "container started, not known",
+)
+RELEASING = ("release begun", "result recorded", "container not removed")
+GOES_ON = (*MAKING, *MAKING_CONTAINERS, *RELEASING)
 """Here it does what it was about to do after the cancellation was asked for: the create call was on its way."""
 ABANDONED = ("preflight",)
 """Here nobody waits for the activity, which goes on when the task has ended."""
 LOCAL_TOO = ("provisioned", "agent started, not recorded", "session accepted", "release begun")
-CASES = (
-    *[f"worktree: {point}" for point in (*HEARS_OF_IT, *GOES_ON, *ABANDONED)],
+STATES = ("waiting for ready", "session running")
+HOST_CASES = (
+    *[f"worktree: {point}" for point in (*HEARS_OF_IT, *MAKING, *RELEASING[:2], *ABANDONED)],
     *[f"local: {point}" for point in LOCAL_TOO],
-    *[f"{kind}: {state}" for kind in ("worktree", "local") for state in ("waiting for ready", "session running")],
+    *[f"{kind}: {state}" for kind in ("worktree", "local") for state in STATES],
 )
+CONTAINER_CASES = [
+    f"container: {point}" for point in (*HEARS_OF_IT, *MAKING_CONTAINERS, *RELEASING, *ABANDONED, *STATES)
+]
+CASES = (*HOST_CASES, *CONTAINER_CASES)
 
 
 @dataclass
@@ -52,24 +69,45 @@ class Outcomes:
 
 
 @pytest.fixture(scope="module")
-async def outcomes(services: Stack, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
-    folder = tmp_path_factory.mktemp("cancel")
+async def host_outcomes(services: Stack, tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+    return await cancel_all(services, tmp_path_factory.mktemp("cancel"), HOST_CASES, {})
+
+
+@pytest.fixture(scope="module")
+async def container_outcomes(
+    services: Stack, daemon: Daemon, container_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Outcomes:
+    before = docker.snapshot(daemon)
+    outcomes = await cancel_all(services, tmp_path_factory.mktemp("cancel"), CONTAINER_CASES, container_env)
+    assert docker.snapshot(daemon) == before
+    return outcomes
+
+
+@pytest.fixture
+def outcomes(request: pytest.FixtureRequest, case: str) -> Outcomes:
+    """What became of the tasks of which the case is one; the daemon is started only for those that need it."""
+    return request.getfixturevalue("container_outcomes" if case in CONTAINER_CASES else "host_outcomes")
+
+
+async def cancel_all(services: Stack, folder: Path, cases: Iterable[str], env: dict[str, str]) -> Outcomes:
     home = folder / "home"
     repository = make_repository(folder / "repository")
     make_dirty(repository)
     before = snapshot(repository)
-    tasks = {case: unique("t") for case in CASES}
+    tasks = {case: unique("t") for case in cases}
     stops = {task: case.partition(": ")[2] for case, task in tasks.items() if case.partition(": ")[2] in POINTS}
     services.tasks.clear()
     by_case: dict[str, Cancelled | BaseException] = {}
-    async with services.worker(HOST, home, stops=stops) as worker:
+    async with services.worker(HOST, home, stops=stops, **env) as worker:
         for case, task in tasks.items():
             kind, point = case.split(": ")
-            request = {"repository": (repository, HOST), "backend": kind}
+            request: dict[str, Any] = {"repository": (repository, HOST), "backend": kind}
+            content: dict[str, Any] = {"container": {"image": IMAGE}} if kind == "container" else {}
             if point == "waiting for ready":
-                setup = ["echo changed > by-the-setup; sleep 600"]
-                request["template"] = services.template(backend=kind, readiness="callback", setup=setup)
-            end = "true" if point in {"release begun", "result recorded"} else "sleep 600"
+                content |= {"readiness": "callback", "setup": ["echo changed > by-the-setup; sleep 600"]}
+            if content:
+                request["template"] = services.template(backend=kind, **content)
+            end = "true" if point in RELEASING else "sleep 600"
             await services.submit(f"echo changed > file; echo said; {end}", id=task, **request)
         await worker.said("^stopped: ", times=len(stops), timeout=60)
         for case, task in tasks.items():
@@ -139,17 +177,20 @@ async def test_a_cancelled_task_leaves_nothing_and_stays_cancelled(outcomes: Out
     assert outcome.later == view
 
 
-@pytest.mark.parametrize("kind", ["worktree", "local"])
-@pytest.mark.parametrize("point", ["session running", "release begun", "waiting for ready"])
-async def test_what_a_cancelled_task_had_changed_is_kept(outcomes: Outcomes, kind: str, point: str) -> None:
+@pytest.mark.parametrize(
+    "case",
+    [f"{kind}: {point}" for kind in ("worktree", "local", "container") for point in (*STATES, "release begun")],
+)
+async def test_what_a_cancelled_task_had_changed_is_kept(outcomes: Outcomes, case: str) -> None:
     """S44: by the agent or by the setup before it."""
-    outcome = outcomes.by_case[f"{kind}: {point}"]
+    kind, point = case.split(": ")
+    outcome = outcomes.by_case[case]
     if isinstance(outcome, BaseException):
         raise outcome
     result = outcome.view.result
     assert result is not None
     assert result.files_changed == 1
-    assert result.bundle is (kind == "local")
+    assert result.bundle is (kind != "worktree")
     if kind == "worktree":
         changed = files_of(outcomes.repository, f"taskrunner/{outcome.view.id}")
         assert changed["by-the-setup" if point == "waiting for ready" else "file"] == "changed"
@@ -158,7 +199,8 @@ async def test_what_a_cancelled_task_had_changed_is_kept(outcomes: Outcomes, kin
         assert outcome.view.session.status is SessionStatus.CANCELLED
 
 
-async def test_cancelled_tasks_leave_the_users_repository_as_it_was(outcomes: Outcomes) -> None:
+@pytest.mark.parametrize("case", [HOST_CASES[0], CONTAINER_CASES[0]], ids=["host", "container"])
+async def test_cancelled_tasks_leave_the_users_repository_as_it_was(outcomes: Outcomes, case: str) -> None:
     """S44: no entry of a worktree, and no branch but those that keep a change."""
     after = snapshot(outcomes.repository)
     assert {path for path in after.keys() - outcomes.before.keys() if "taskrunner" not in path} == set()
