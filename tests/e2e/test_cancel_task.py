@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from temporalio.client import WorkflowExecutionStatus
 
@@ -146,12 +145,9 @@ async def late_callbacks(services: Stack, view: TaskView) -> list[tuple[int, str
     """Say that the workspace is ready, and that its session has completed, when all is over."""
     if view.workspace is None:
         return []
-    path = f"/api/workspaces/{view.workspace_id}"
     session = session_id(view.workspace_id, 1, 1)
-    headers = {"Authorization": f"Bearer {await services.token(view)}"}
-    async with httpx.AsyncClient(base_url=services.url, headers=headers, trust_env=False) as workspace:
-        ready = await workspace.post(f"{path}/ready")
-        finished = await workspace.post(f"{path}/sessions/{session}/finished", json={"status": "completed"})
+    ready = await services.call_back(view, "ready")
+    finished = await services.call_back(view, f"sessions/{session}/finished", {"status": "completed"})
     return [(answer.status_code, answer.text) for answer in (ready, finished)]
 
 

@@ -144,11 +144,7 @@ async def test_without_a_callback_the_task_fails_at_its_deadline(stack: Stack, h
     events = await stack.events(task)
     assert len([event for event in events if event.kind is EventKind.WORKSPACE_PROVISION_FAILED]) == 1
 
-    async with httpx.AsyncClient(base_url=stack.url, trust_env=False) as workspace:
-        answer = await workspace.post(
-            f"/api/workspaces/{view.workspace_id}/ready",
-            headers={"Authorization": f"Bearer {await stack.token(view)}"},
-        )
+    answer = await stack.call_back(view, "ready")
     assert (answer.status_code, answer.json()) == (200, {"success": False, "reason": "workspace_not_running"})
     assert await stack.view(task) == view, "S07: nothing comes back to life"
 

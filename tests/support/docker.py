@@ -6,6 +6,7 @@ PYTEST_DONT_REWRITE: test modules import this before pytest makes it a plugin.
 import asyncio
 import hashlib
 import io
+import json
 import os
 import shutil
 import signal
@@ -33,6 +34,19 @@ TOLD = "until [ -e /told ]; do sleep 0.1; done"
 """What a program in a container waits with until :func:`tell`."""
 UNTIL_TOLD = f"{TOLD}; echo no key found >&2; exit 3"
 """A program of an image that runs until :func:`end`."""
+
+_SERVER = """
+use IO::Socket::INET;
+my $server = IO::Socket::INET->new(LocalPort => 8080, Listen => 5, ReuseAddr => 1) or die $!;
+while (my $client = $server->accept) {
+    while (<$client>) { last if /^\\r?$/ }
+    my ($status, $body) = -e "/taskrunner/checkout/go" ? ("200 OK", '{"status":"ok"}') : ("503 Not yet", "starting");
+    print $client "HTTP/1.1 $status\\r\\nContent-Length: ", length($body), "\\r\\nConnection: close\\r\\n\\r\\n$body";
+    close $client;
+}
+"""
+BARE_SERVER = f"CMD {json.dumps(['perl', '-e', ' '.join(_SERVER.split())])}"
+"""A line of an image that listens on 8080 at once, and is healthy when there is a file ``go`` in its checkout."""
 
 _READY = b"API listen on"
 

@@ -294,6 +294,11 @@ class Stack:
             issued_at=created_at,
         )
 
+    async def call_back(self, view: TaskView, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        """Send a callback as the task's workspace would, and return the answer."""
+        headers = {"Authorization": f"Bearer {await self.token(view)}"}
+        return await self.user.post(f"/api/workspaces/{view.workspace_id}/{path}", headers=headers, json=body)
+
     async def agent_says(self, view: TaskView) -> str:
         """Return what the task's workspace agent says of itself, once it says anything."""
         assert view.workspace is not None

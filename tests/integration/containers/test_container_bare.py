@@ -1,7 +1,6 @@
 """An image that knows nothing of us: it answers HTTP, and is ready when that says so."""
 
 import asyncio
-import json
 
 import httpx
 
@@ -9,18 +8,7 @@ from activities.errors import WorkspaceUnreachable
 from activities.harness_client import HarnessClient
 from messages.statuses import Readiness
 from tests.integration.containers.conftest import Workshop
-from tests.support.docker import Daemon, build_image
-
-SERVER = """
-use IO::Socket::INET;
-my $server = IO::Socket::INET->new(LocalPort => 8080, Listen => 5, ReuseAddr => 1) or die $!;
-while (my $client = $server->accept) {
-    while (<$client>) { last if /^\\r?$/ }
-    my ($status, $body) = -e "/taskrunner/checkout/go" ? ("200 OK", '{"status":"ok"}') : ("503 Not yet", "starting");
-    print $client "HTTP/1.1 $status\\r\\nContent-Length: ", length($body), "\\r\\nConnection: close\\r\\n\\r\\n$body";
-    close $client;
-}
-"""
+from tests.support.docker import BARE_SERVER, Daemon, build_image
 
 
 async def first_answer(client: HarnessClient) -> str:
@@ -37,9 +25,7 @@ async def first_answer(client: HarnessClient) -> str:
 
 async def test_an_open_port_is_not_ready_and_a_healthy_application_is(workshop: Workshop, daemon: Daemon) -> None:
     """S15: without Python, git or an agent of ours in the image."""
-    image = build_image(
-        daemon, "RUN rm /usr/bin/python3", f"CMD {json.dumps(['perl', '-e', ' '.join(SERVER.split())])}"
-    )
+    image = build_image(daemon, "RUN rm /usr/bin/python3", BARE_SERVER)
     spec = workshop.spec(image=image, container={"workspace_agent": "none", "port": 8080}, agent={"kind": "harnessd"})
     backend = workshop.backend(open_door=None)  # it calls nobody back
     assert await backend.check(spec.task) is None
