@@ -1,18 +1,19 @@
 """Templates: a folder of YAML files beside the built-in ones, and how a request becomes a task by one of them."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from messages.names import random_id
-from messages.statuses import BackendKind
+from messages.statuses import BackendKind, Readiness
 from messages.tasks import Repository, TaskInput, TaskRequest
 from messages.templates import Template, agent_preset
+from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.validation import first_violation
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin_templates"
@@ -23,6 +24,33 @@ _Signature = tuple[tuple[str, int, int], ...]
 
 class TemplateError(Exception):
     """The request or a template cannot be used; the text says why and what to do."""
+
+
+class TemplateSummary(BaseModel):
+    """A template in a list; ``warning`` says what is doubtful about it."""
+
+    name: str
+    backend: BackendKind
+    runtime: str | None
+    readiness: Readiness
+    warning: str | None
+
+
+class TemplateList(BaseModel):
+    """Every usable template, and by file why others are not usable."""
+
+    templates: list[TemplateSummary]
+    broken: dict[str, str]
+
+
+class TemplateDetails(BaseModel):
+    """A template, whole, and the provision timeout that it gets in this process's environment."""
+
+    template: dict[str, Any]
+    readiness: Readiness
+    provision_timeout_seconds: int
+    provision_timeout_rule: str
+    warning: str | None
 
 
 class TemplateFolder:
@@ -124,6 +152,34 @@ def _validated(content: dict[Any, Any]) -> Template:
         return Template.model_validate(content)
     except ValidationError as e:
         raise TemplateError(str(first_violation(e))) from None
+
+
+def list_of(templates: TemplateFolder) -> TemplateList:
+    """Return what is shown of all templates; raises :class:`TemplateError` where their folder cannot be read."""
+    summaries = [
+        TemplateSummary(
+            name=template.name,
+            backend=template.backend,
+            runtime=template.runtime,
+            readiness=template.effective_readiness,
+            warning=runtime_warning(template),
+        )
+        for template in templates.all()
+    ]
+    return TemplateList(templates=summaries, broken=templates.broken())
+
+
+def details_of(templates: TemplateFolder, name: str, environ: Mapping[str, str]) -> TemplateDetails:
+    """Return what is shown of the template ``name`` in an environment; raise :class:`TemplateError`."""
+    template = templates.find(name)
+    timeout = resolve_provision_timeout(template, environ)
+    return TemplateDetails(
+        template=template.model_dump(mode="json"),
+        readiness=template.effective_readiness,
+        provision_timeout_seconds=timeout.seconds,
+        provision_timeout_rule=timeout.rule,
+        warning=runtime_warning(template),
+    )
 
 
 def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) -> TaskInput:

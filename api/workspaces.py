@@ -1,17 +1,15 @@
 """What users see of workspaces, and of the templates that they can be made from."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel
 
 from api.dependencies import Api, EmptyIsNone, require_user
 from api.problems import Problem
-from api.templates import TemplateError
+from api.templates import TemplateDetails, TemplateError, TemplateList, details_of, list_of
 from messages.names import is_id
-from messages.statuses import BackendKind, Readiness, WorkspaceStatus
-from messages.templates import Template
-from messages.timeouts import resolve_provision_timeout, runtime_warning
+from messages.statuses import WorkspaceStatus
 from messages.views import WorkspaceView
 
 router = APIRouter(prefix="/api", tags=["workspaces"], dependencies=[Depends(require_user)])
@@ -21,33 +19,6 @@ class WorkspaceList(BaseModel):
     """Workspaces, newest first."""
 
     workspaces: list[WorkspaceView]
-
-
-class TemplateSummary(BaseModel):
-    """A template in a list; ``warning`` says what is doubtful about it."""
-
-    name: str
-    backend: BackendKind
-    runtime: str | None
-    readiness: Readiness
-    warning: str | None
-
-
-class TemplateList(BaseModel):
-    """Every usable template, and by file why others are not usable."""
-
-    templates: list[TemplateSummary]
-    broken: dict[str, str]
-
-
-class TemplateDetails(BaseModel):
-    """A template, whole, and the provision timeout that it gets in this process's environment."""
-
-    template: dict[str, Any]
-    readiness: Readiness
-    provision_timeout_seconds: int
-    provision_timeout_rule: str
-    warning: str | None
 
 
 @router.get("/workspaces")
@@ -77,34 +48,15 @@ async def show_workspace(workspace_id: str, api: Api) -> WorkspaceView:
 async def list_templates(api: Api) -> TemplateList:
     """List the templates."""
     try:
-        templates, broken = api.templates.all(), api.templates.broken()
+        return list_of(api.templates)
     except TemplateError as e:
         raise Problem(500, "templates-unreadable", str(e)) from None
-    return TemplateList(templates=[_summary(template) for template in templates], broken=broken)
 
 
 @router.get("/templates/{name}", tags=["templates"])
 async def show_template(name: str, api: Api) -> TemplateDetails:
     """Show a template with its effective provision timeout."""
     try:
-        template = api.templates.find(name)
+        return details_of(api.templates, name, api.given.environ)
     except TemplateError as e:
         raise Problem(404, "unknown-template", str(e)) from None
-    timeout = resolve_provision_timeout(template, api.given.environ)
-    return TemplateDetails(
-        template=template.model_dump(mode="json"),
-        readiness=template.effective_readiness,
-        provision_timeout_seconds=timeout.seconds,
-        provision_timeout_rule=timeout.rule,
-        warning=runtime_warning(template),
-    )
-
-
-def _summary(template: Template) -> TemplateSummary:
-    return TemplateSummary(
-        name=template.name,
-        backend=template.backend,
-        runtime=template.runtime,
-        readiness=template.effective_readiness,
-        warning=runtime_warning(template),
-    )

@@ -3,8 +3,9 @@
 import asyncio
 import codecs
 import json
+import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,25 +13,41 @@ from typing import Any, TypeVar
 import click
 
 from activities.threads import in_daemon_thread
-from cli import render
+from api.templates import TemplateError, TemplateFolder, details_of, list_of
+from cli import offline, render
 from cli.client import ApiClient, Disconnected
-from cli.discovery import Service, find_again, find_service
-from cli.errors import CliError, Unreachable
+from cli.discovery import NoTaskYet, Service, find_again, find_service, require_service
+from cli.errors import CliError, Refused, Unreachable
 from cli.feed import TaskFeed
 from cli.follow import EMPTY_FOLDER, uses_empty_folder
+from cli.launch import joined_stack
 from cli.running import build_request, placed
 from messages.durations import format_duration
 from messages.names import result_branch
-from messages.settings import read_settings
-from messages.views import BootLogEntry, EventView, TaskView
+from messages.settings import Settings, read_settings
+from messages.views import BootLogEntry, EventView, TaskPage, TaskSummary, TaskView
 
 _T = TypeVar("_T")
 
 
 def call_api(call: Callable[[ApiClient], Awaitable[_T]]) -> _T:
-    """Find the service, do ``call`` with a connection to it, and return what it returns."""
-    service = find_service(read_settings())
+    """Find the service, do ``call`` with a connection to it, and return what it returns.
 
+    Where no service runs, the home's records answer: enough for what only reads.
+    """
+    return _call_or_read(call)[0]
+
+
+def _call_or_read(call: Callable[[ApiClient], Awaitable[_T]]) -> tuple[_T, bool]:
+    """Do as :func:`call_api`, and tell whether a service runs."""
+    settings = read_settings()
+    service = find_service(settings)
+    if service is None:
+        return offline.ask_records(settings, call), False
+    return _call(service, call), True
+
+
+def _call(service: Service, call: Callable[[ApiClient], Awaitable[_T]]) -> _T:
     async def connected() -> _T:
         async with ApiClient(service) as api:
             return await call(api)
@@ -42,7 +59,8 @@ def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> None:
     """Submit a task and print its id."""
     settings = read_settings()
     request = build_request(env=env, **options)
-    task = call_api(lambda api: api.submit(placed(request, settings, api.service)))
+    service = require_service(settings)
+    task = _call(service, lambda api: api.submit(placed(request, settings, service)))
     if uses_empty_folder(request):
         render.say(EMPTY_FOLDER)
     try:
@@ -55,7 +73,13 @@ def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> None:
 
 def list_tasks(as_json: bool, **filters: str | int | None) -> None:
     """Print a page of tasks."""
-    page = call_api(lambda api: api.tasks(**filters))
+    try:
+        page, runs = _call_or_read(lambda api: api.tasks(**filters))
+    except NoTaskYet as e:
+        page, runs = TaskPage(tasks=[]), False
+        if not as_json:
+            render.say(f"{str(e)[:1].upper()}{str(e)[1:]}")
+            return
     if as_json:
         click.echo(page.model_dump_json())
         return
@@ -65,12 +89,22 @@ def list_tasks(as_json: bool, **filters: str | int | None) -> None:
         render.say("No tasks.")
     if page.next_cursor:
         render.say(f"More: taskrunner list --cursor {page.next_cursor}")
+    if not runs:
+        _say_what_waits(page.tasks)
 
 
 def show(task_id: str, as_json: bool) -> None:
     """Print one task."""
-    task = call_api(lambda api: api.task(task_id))
+    task, runs = _call_or_read(lambda api: api.task(task_id))
     click.echo(task.model_dump_json() if as_json else render.task_page(task))
+    if not (runs or as_json):
+        _say_what_waits([task])
+
+
+def _say_what_waits(tasks: Sequence[TaskSummary]) -> None:
+    """Tell of tasks that are shown as running while nothing runs them."""
+    if waiting := [task.id for task in tasks if not task.status.is_final]:
+        render.say(render.unfinished(waiting))
 
 
 def logs(task_id: str, follow: bool, as_json: bool) -> None:
@@ -89,16 +123,14 @@ def logs(task_id: str, follow: bool, as_json: bool) -> None:
         if text := decoder.decode(piece, final):
             click.echo(json.dumps({"offset": offset - held, "text": text}))
 
-    async def copy(api: ApiClient) -> None:
+    async def pieces(api: ApiClient) -> AsyncIterator[tuple[int, bytes]]:
         offset = 0
         async for piece in api.output(task_id):
-            write(offset, piece)
+            yield offset, piece
             offset += len(piece)
 
-    if follow:
-        _follow(task_id, lambda feed: feed.output(write))
-    else:
-        call_api(copy)
+    if not (follow and _follow(task_id, lambda feed: feed.output(write))):
+        _show_all(pieces, lambda part: write(*part))
     write(end, b"", final=True)
 
 
@@ -108,14 +140,8 @@ def boot_log(task_id: str, follow: bool, as_json: bool) -> None:
     def show(entry: BootLogEntry) -> None:
         click.echo(entry.model_dump_json() if as_json else render.boot_log_entry(entry))
 
-    async def copy(api: ApiClient) -> None:
-        async for entry in api.boot_log(task_id):
-            show(entry)
-
-    if follow:
-        _follow(task_id, lambda feed: feed.boot_log(show))
-    else:
-        call_api(copy)
+    if not (follow and _follow(task_id, lambda feed: feed.boot_log(show))):
+        _show_all(lambda api: api.boot_log(task_id), show)
 
 
 def events(task_id: str, follow: bool, as_json: bool) -> None:
@@ -124,14 +150,8 @@ def events(task_id: str, follow: bool, as_json: bool) -> None:
     def show(event: EventView) -> None:
         click.echo(event.model_dump_json() if as_json else render.event_line(event))
 
-    async def copy(api: ApiClient) -> None:
-        async for event in api.events(task_id, follow=False):
-            show(event)
-
-    if follow:
-        _follow(task_id, lambda feed: feed.events(show))
-    else:
-        call_api(copy)
+    if not (follow and _follow(task_id, lambda feed: feed.events(show))):
+        _show_all(lambda api: api.events(task_id, follow=False), show)
 
 
 def diff(task_id: str, as_json: bool) -> None:
@@ -163,17 +183,38 @@ def save_bundle(task_id: str, file: Path, as_json: bool) -> None:
 
 
 def cancel(task_id: str, as_json: bool) -> None:
-    """Ask for a task's cancellation."""
-    call_api(lambda api: api.cancel(task_id))
+    """Ask for a task's cancellation; where no service runs, have one until the task has ended."""
+    settings = read_settings()
+    service = find_service(settings)
+    if service is not None:
+        _call(service, lambda api: api.cancel(task_id))
+        said = f"Cancelling {task_id}. Follow it: taskrunner events -f {task_id}"
+    else:
+        _cancel_with_stack(settings, task_id)
+        said = f"Task {task_id} is cancelled, and its workspace taken down."
     if as_json:
         click.echo(json.dumps({"task_id": task_id, "cancel_requested": True}))
     else:
-        render.say(f"Cancelling {task_id}. Follow it: taskrunner events -f {task_id}")
+        render.say(said)
+
+
+def _cancel_with_stack(settings: Settings, task_id: str) -> None:
+    async def refuse_what_has_ended(api: ApiClient) -> None:
+        if (await api.task(task_id)).status.is_final:
+            await api.cancel(task_id)  # says so
+
+    async def cancel_and_wait(feed: TaskFeed) -> None:
+        await feed.ask(lambda api: api.cancel(task_id))
+        await feed.events(lambda _: None)
+
+    offline.ask_records(settings, refuse_what_has_ended)
+    with joined_stack(settings, offline.say_on_terminal) as service:
+        _feed(settings, service, task_id, cancel_and_wait)
 
 
 def list_templates(as_json: bool) -> None:
-    """Print the templates that the service knows."""
-    found = call_api(lambda api: api.templates())
+    """Print the templates that the service knows; where none runs, those that one started here would."""
+    found = _ask_templates(lambda api: api.templates(), lambda own: list_of(own).model_dump(mode="json"))
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -191,7 +232,9 @@ def show_template(name: str, as_json: bool) -> None:
     import yaml
     from pydantic import TypeAdapter
 
-    found = call_api(lambda api: api.template(name))
+    found = _ask_templates(
+        lambda api: api.template(name), lambda own: details_of(own, name, os.environ).model_dump(mode="json")
+    )
     if as_json:
         click.echo(json.dumps(found))
         return
@@ -205,11 +248,62 @@ def show_template(name: str, as_json: bool) -> None:
         click.echo(f"# warning: {warning}")
 
 
-def _follow(task_id: str, work: Callable[[TaskFeed], Awaitable[None]]) -> None:
-    """Do ``work`` with the feed of a task, which finds the service again where that goes away meanwhile."""
+def _ask_templates(
+    call: Callable[[ApiClient], Awaitable[dict[str, Any]]], look_up: Callable[[TemplateFolder], dict[str, Any]]
+) -> dict[str, Any]:
+    settings = read_settings()
+    try:
+        service = find_service(settings)
+    except NoTaskYet:
+        service = None
+    if service is not None:
+        return _call(service, call)
+    from cli.stack import check_templates
+
+    try:
+        return look_up(check_templates(settings))
+    except TemplateError as e:
+        raise Refused(str(e)) from None
+
+
+def _show_all(read: Callable[[ApiClient], AsyncIterator[_T]], show: Callable[[_T], None]) -> None:
+    """Show each part as it is read; of the home's records when all of it is read, so that no reader holds them up."""
     settings = read_settings()
     service = find_service(settings)
 
+    async def show_as_read(api: ApiClient) -> None:
+        async for part in read(api):
+            show(part)
+
+    async def collect(api: ApiClient) -> list[_T]:
+        return [part async for part in read(api)]
+
+    if service is not None:
+        _call(service, show_as_read)
+        return
+    for part in offline.ask_records(settings, collect):
+        show(part)
+
+
+def _follow(task_id: str, work: Callable[[TaskFeed], Awaitable[None]]) -> bool:
+    """Do ``work`` with the feed of a task, which finds the service again where that goes away meanwhile.
+
+    Where no service runs, a stack is started for a task that goes on. Returns False, and does nothing, where the task
+    has ended, so that the records have all of it.
+    """
+    settings = read_settings()
+    service = find_service(settings)
+    if service is not None:
+        _feed(settings, service, task_id, work)
+        return True
+    if offline.ask_records(settings, lambda api: api.task(task_id)).status.is_final:
+        return False
+    with joined_stack(settings, offline.say_on_terminal) as started:
+        _feed(settings, started, task_id, work)
+    return True
+
+
+def _feed(settings: Settings, service: Service, task_id: str, work: Callable[[TaskFeed], Awaitable[None]]) -> None:
     async def reconnect() -> Service:
         try:
             return await in_daemon_thread(lambda: find_again(settings, service))

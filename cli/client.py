@@ -45,7 +45,8 @@ class ApiClient:
     ``Disconnected`` where the service is away.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """Prepare; ``transport`` is used in place of a connection to the service's address."""
         self.service = service
         self.has_answered = False
         headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
@@ -57,6 +58,7 @@ class ApiClient:
             trust_env=not is_local,
             verify=_trust(service.url),
             follow_redirects=False,
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:

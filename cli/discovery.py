@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cli import early
-from cli.errors import Unreachable
-from cli.home import StackRecord, read_record, read_token
+from cli.errors import Refused, Unreachable
+from cli.home import StackRecord, has_records, read_record, read_token
 from messages.defaults import DEFAULT_API_URL
 from messages.names import SERVICE
 from messages.settings import Settings
@@ -72,19 +72,44 @@ def service_of_others(settings: Settings) -> Service | None:
     return service if service is not None and service.token is not None else None
 
 
-def find_service(settings: Settings) -> Service:
-    """Return the service to talk to; raise ``Unreachable`` where none answers, or none whose token is known."""
+class NoTaskYet(Refused):
+    """Nobody was named to ask, and the home is as empty as before the first task."""
+
+
+def find_service(settings: Settings) -> Service | None:
+    """Return the service to talk to; None where there is none, and the records of the home are all there is to ask.
+
+    Raises ``NoTaskYet`` where there are no records either, and ``Unreachable`` where a service is said to be there that
+    does not answer, or whose token is not known.
+    """
     service = named_service(settings) or embedded_service(settings)
     if service is not None:
         return service
-    service = default_service(settings)
-    had_a_stack = read_record(settings.home) is not None
-    if service is None or (service.token is None and had_a_stack):
+    service, is_ours = default_service(settings), has_records(settings.home)
+    if service is not None and service.token is not None:
+        return service
+    if settings.database_url is not None:  # of a service that is run here, and keeps no records in the home
         raise _nobody(settings)
-    if service.token is None:
+    if is_ours:
+        return None
+    if service is not None:
         raise Unreachable(
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"
             " service, or start a service of your own with: taskrunner dev"
+        )
+    raise NoTaskYet(f"there is no task in {settings.home} yet; start one with: taskrunner run 'echo hello'")
+
+
+def require_service(settings: Settings) -> Service:
+    """Return the service that takes tasks and carries them out; raise ``Unreachable`` where there is none."""
+    try:
+        service = find_service(settings)
+    except NoTaskYet:
+        service = None
+    if service is None:
+        raise Unreachable(
+            f"no service runs for {settings.home} that would carry out the task; keep one running with: taskrunner"
+            " dev, or use taskrunner run, which starts what it needs and stays until the task has ended"
         )
     return service
 

@@ -3,6 +3,8 @@
 ``stack.lock``: held exclusively by the one stack of this home while it lives.
 ``start.lock``: held exclusively while a stack starts, so that others wait for it instead of starting a second one.
 ``users.lock``: held shared by every ``taskrunner run``; a stack that one of them started ends when nobody holds it.
+
+A command that reads the records while no stack runs (``cli/offline.py``) holds ``start.lock`` and ``stack.lock``.
 """
 
 import contextlib
@@ -108,12 +110,22 @@ class Home:
         return token
 
 
+def waiting_for_start(home: Home) -> str:
+    """Return what is said where ``start.lock`` has to be waited for."""
+    return f"Waiting for another taskrunner that starts its servers on {home.path}"
+
+
 def read_record(home: Path) -> StackRecord | None:
     """Return the record of the last stack of a home that need not exist."""
     try:
         return StackRecord.model_validate(json.loads((home / "stack.json").read_bytes()))
     except (OSError, ValueError, ValidationError):
         return None
+
+
+def has_records(home: Path) -> bool:
+    """Tell whether a stack has ever kept records in a home, which need not exist."""
+    return (home / "postgres").exists()
 
 
 def read_token(home: Path) -> str | None:

@@ -7,12 +7,14 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from cli.discovery import Service, embedded_service
 from cli.errors import CliError, Unreachable, UsageError
-from cli.home import FileLock, Home
+from cli.home import FileLock, Home, waiting_for_start
+from cli.interrupts import interrupts_kept
 from messages.settings import Settings
 
 Progress = Callable[[str], None]
@@ -37,7 +39,7 @@ def join_stack(settings: Settings, home: Home, progress: Progress, *, before_sta
     start = FileLock(home.start_lock)
     try:
         if not start.try_exclusive():
-            progress("Waiting for the stack that is starting")
+            progress(waiting_for_start(home))
             start.exclusive()
         if service := embedded_service(settings):
             return Joined(service, started=False)
@@ -49,6 +51,23 @@ def join_stack(settings: Settings, home: Home, progress: Progress, *, before_sta
     if service is None:
         raise Unreachable(f"the stack started but does not answer; see {home.log}")
     return Joined(service, started=True)
+
+
+@contextmanager
+def joined_stack(settings: Settings, progress: Progress) -> Generator[Service]:
+    """Have this home's stack, started where none answers, while the context lasts; the last one out stops it.
+
+    Raises as :func:`join_stack`.
+    """
+    home = Home(settings.home)
+    users = FileLock(home.users_lock)
+    try:
+        with interrupts_kept():
+            users.shared()  # waits while the last one out stops its stack
+            service = join_stack(settings, home, progress, before_start=lambda: None).service
+        yield service
+    finally:
+        leave_stack(home, users, progress)
 
 
 def _spawn(settings: Settings, home: Home, start: FileLock, progress: Progress) -> None:

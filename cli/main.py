@@ -121,7 +121,7 @@ def cli() -> None:
     """Give a coding agent a workspace that is known to work, exactly once, and never leak it.
 
     `taskrunner run PROMPT` is all that it takes: where no service answers, it starts the embedded stack for as long as
-    it needs it.
+    it needs it. What it leaves behind can be looked at without a service too: show, logs, diff, apply.
 
     Exit codes: 0 completed, 1 failed, cancelled or not possible (as for a task that there is not), 2 wrong usage, 3
     the service cannot be reached or started, 130 interrupted.

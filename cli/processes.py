@@ -19,7 +19,7 @@ import click
 from activities.threads import in_daemon_thread
 from cli import render
 from cli.errors import UsageError
-from cli.home import FileLock, Home, StackRecord
+from cli.home import FileLock, Home, StackRecord, waiting_for_start
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from messages.defaults import DEFAULT_API_URL
@@ -68,7 +68,8 @@ def dev(settings: Settings, ports: Ports, *, as_json: bool) -> int:
     began = time.monotonic()
     try:
         if not start.try_exclusive():
-            raise UsageError(f"a stack is starting on {home.path} just now; use it, or set another TASKRUNNER_HOME")
+            render.say(waiting_for_start(home))
+            start.exclusive()
         _log_to_file(home)
 
         async def serve() -> None:

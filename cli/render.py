@@ -135,7 +135,7 @@ def step_durations(task: TaskView) -> list[tuple[str, timedelta]]:
 
 
 def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
-    """Return how a task ended, in the lines that end a ``run``; where its stack ends too, what works without one."""
+    """Return how a task ended, in the lines that end a ``run``; ``stack_ends``: its stack, with Temporal's UI, too."""
     session = task.session
     head = click.style(task.status.value, fg=_COLOURS.get(task.status), bold=True)
     head += f" in {lasted(task)}"
@@ -152,8 +152,10 @@ def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
                         "error",
                         printable(task.error) if task.error and task.status is not TaskStatus.COMPLETED else None,
                     ),
-                    *_kept(task, result, stack_ends),
-                    ("ui", f"{task.ui_url}{_while_it_runs(stack_ends)}" if task.ui_url else None),
+                    *_kept(task, result),
+                    # The UI's link dies with the stack, and the next stack may have it elsewhere.
+                    ("more", f"taskrunner show {task.id}; in Temporal's UI: taskrunner dev" if stack_ends else None),
+                    ("ui", None if stack_ends else task.ui_url),
                 ),
                 indent="  ",
             ),
@@ -163,18 +165,19 @@ def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
     )
 
 
-def unfinished(ids: Sequence[str]) -> str:
-    """Return what a ``run`` says, before its stack stops, of the tasks that others left behind."""
+def unfinished(ids: Sequence[str], *, other: bool = False) -> str:
+    """Return what is said of tasks that nothing runs; ``other``: than the one that the reader followed."""
     shown = ", ".join(ids[:_SHOWN_IDS]) + (", …" if len(ids) > _SHOWN_IDS else "")
     what, goes = ("task is", "it goes") if len(ids) == 1 else ("tasks are", "they go")
-    return f"{len(ids)} other {what} unfinished ({shown}); {goes} on while a stack runs: taskrunner dev"
+    what = f"other {what}" if other else what
+    return f"{len(ids)} {what} unfinished ({shown}); {goes} on while a stack runs: taskrunner dev"
 
 
-def _kept(task: TaskView, result: SavedResult | None, stack_ends: bool) -> list[tuple[str, str]]:
-    """Return where a change is kept and how to see it, without a stack too where that is possible."""
+def _kept(task: TaskView, result: SavedResult | None) -> list[tuple[str, str]]:
+    """Return where a change is kept and how to see it."""
     if result is None:
         return [("change", "none: nothing was changed")] if task.status is TaskStatus.COMPLETED else []
-    see = f"taskrunner diff {task.id}{_while_it_runs(stack_ends)}"
+    see = f"taskrunner diff {task.id}"
     if result.pushed_to:
         return [
             ("pushed", f"{result.branch} to {result.pushed_to} ({change_text(result)}); see: {see}"),
@@ -185,8 +188,6 @@ def _kept(task: TaskView, result: SavedResult | None, stack_ends: bool) -> list[
             ("change", f"{change_text(result)}, in a git bundle; see: {see}"),
             ("fetch", _how_to_fetch(task, result)),
         ]
-    if stack_ends and result.repository_path:
-        see = shlex.join(["git", "-C", result.repository_path, "diff", result.base_commit[:12], result.branch])
     return [("branch", f"{result.branch} ({change_text(result)}); see: {see}")]
 
 
@@ -201,10 +202,6 @@ def _how_to_fetch(task: TaskView, result: SavedResult) -> str:
 def fetch(bundle: str, branch: str) -> str:
     """Return the command that gets a task's branch out of its bundle."""
     return shlex.join(["git", "fetch", bundle, f"{branch}:{branch}"])
-
-
-def _while_it_runs(stack_ends: bool) -> str:
-    return " (while taskrunner dev runs)" if stack_ends else ""
 
 
 def _log_tail(task: TaskView) -> str:

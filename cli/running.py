@@ -274,7 +274,7 @@ async def _say_what_is_left(settings: Settings, *, own: str | None) -> None:
             pages = [await api.tasks(status=status.value) for status in (TaskStatus.RUNNING, TaskStatus.QUEUED)]
         others = [task.id for page in pages for task in page.tasks if task.id != own]
         if others:
-            render.say(render.unfinished(others))
+            render.say(render.unfinished(others, other=True))
 
 
 def _would_stop(home: Home) -> bool:

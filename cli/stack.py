@@ -22,13 +22,14 @@ from messages.keys import Keyring, create_keys, load_keys
 from messages.settings import Settings
 from workers.children import Child
 from workers.errors import StackError
-from workers.postgres import start_postgres
+from workers.postgres import start_postgres, without_libpq_settings
 from workers.temporal_binary import obtain_temporal
 from workers.temporal_server import (
     DEFAULT_PORT,
     DEFAULT_UI_PORT,
     LOOPBACK,
     PortInUse,
+    TakenPort,
     TemporalServer,
     choose_port,
     end_leftovers,
@@ -38,6 +39,8 @@ from workers.temporal_server import (
 )
 
 DEFAULT_API_PORT = 8070
+_API, _TEMPORAL, _UI = ("the API", "--port"), ("Temporal", "--temporal-port"), ("Temporal's UI", "--ui-port")
+"""What a port is for, and the option of ``dev`` that sets it."""
 _LOCK_SECONDS = 20.0
 _RESTARTS = 5
 _RESTART_WINDOW_SECONDS = 60.0
@@ -89,12 +92,8 @@ async def running_stack(
 
     Raises ``UsageError`` where another one runs on this home, and ``StackError`` where a part does not start.
     """
-    environ = dict(os.environ)
-    for name in environ:
-        if name.startswith("PG"):  # libpq's own settings are meant for the user's databases
-            del os.environ[name]
     async with AsyncExitStack() as parts:
-        parts.callback(os.environ.update, environ)
+        environ = parts.enter_context(without_libpq_settings())
         lock = FileLock(home.stack_lock)
         parts.callback(lock.close)
         await _take(lock, home, wait=while_used)
@@ -105,10 +104,10 @@ async def running_stack(
                 progress(f"The template {file} cannot be used: {why}")
         for pid in await end_leftovers(home.path):
             _log.warning("ended process %d, left behind by an earlier stack", pid)
+        _require_ports(ports)
         listeners = _listeners(ports.api, earlier)
         for listener in listeners:
             parts.callback(listener.close)
-        _temporal_ports(ports, earlier)  # a port that was asked for and is taken is told before anything is started
         program = await obtain_temporal(settings.temporal_bin, progress)
 
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -153,17 +152,36 @@ async def _take(lock: FileLock, home: Home, *, wait: bool) -> None:
             pass
     other = home.read_record()
     who = f" (process {other.pid}, {other.api_url})" if other is not None and other.is_alive else ""
+    if who and other is not None and other.while_used:
+        raise UsageError(
+            f"a command, taskrunner run say, has started the stack on {home.path}{who}; it stops with the last one that"
+            " uses it, as all do until then: start dev when no task runs any more (taskrunner list), or set another"
+            " TASKRUNNER_HOME"
+        )
     raise UsageError(f"a stack runs on {home.path} already{who}; use it, stop it, or set another TASKRUNNER_HOME")
+
+
+def _require_ports(ports: Ports) -> None:
+    """Raise ``PortInUse`` for all ports that were asked for and are taken, before anything is started."""
+    wanted = ((ports.api, *_API), (ports.temporal, *_TEMPORAL), (ports.ui, *_UI))
+    taken: list[TakenPort] = []
+    for port, purpose, option in wanted:
+        try:
+            choose_port(port, preferred=0, purpose=purpose, option=option)
+        except PortInUse as e:
+            taken += e.taken
+    if taken:
+        raise PortInUse(*taken)
 
 
 def _listeners(wanted: int | None, earlier: StackRecord | None) -> list[socket.socket]:
     """Return the sockets of the API: its own, and the last stack's, where workspaces that outlived it report."""
     preferred = _preferred(wanted, earlier and earlier.api_url, DEFAULT_API_PORT)
-    listeners = [take_port(wanted, preferred=preferred, purpose="the API", option="--port")]
+    listeners = [take_port(wanted, preferred=preferred, purpose=_API[0], option=_API[1])]
     before = _port_of(earlier.api_url) if earlier else 0
     if before not in {0, listeners[0].getsockname()[1]}:
         with contextlib.suppress(PortInUse):
-            listeners.append(take_port(before, preferred=before, purpose="the API", option="--port"))
+            listeners.append(take_port(before, preferred=before, purpose=_API[0], option=_API[1]))
     return listeners
 
 
@@ -172,14 +190,14 @@ def _temporal_ports(ports: Ports, earlier: StackRecord | None) -> tuple[int, int
     port = choose_port(
         ports.temporal,
         preferred=_preferred(ports.temporal, earlier and earlier.temporal_address, DEFAULT_PORT),
-        purpose="Temporal",
-        option="--temporal-port",
+        purpose=_TEMPORAL[0],
+        option=_TEMPORAL[1],
     )
     ui_port = choose_port(
         ports.ui,
         preferred=_preferred(ports.ui, earlier and earlier.ui_url, DEFAULT_UI_PORT),
-        purpose="Temporal's UI",
-        option="--ui-port",
+        purpose=_UI[0],
+        option=_UI[1],
     )
     return port, ui_port
 

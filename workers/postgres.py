@@ -11,6 +11,8 @@ import pwd
 import shutil
 import signal
 import subprocess
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -123,6 +125,22 @@ def _leftover(folder: Path) -> ProcessId | None:
         return process if process and folder.samefile(f"/proc/{process.pid}/cwd") else None
     except (OSError, ValueError, IndexError):
         return None
+
+
+@contextmanager
+def without_libpq_settings() -> Generator[Mapping[str, str]]:
+    """Take libpq's own variables, which are meant for the user's databases, out of this process's environment.
+
+    They are back when the context ends. Yields the environment as it was.
+    """
+    environ = dict(os.environ)
+    for name in environ:
+        if name.startswith("PG"):
+            del os.environ[name]
+    try:
+        yield environ
+    finally:
+        os.environ.update(environ)
 
 
 async def start_postgres(home: Path) -> Postgres:

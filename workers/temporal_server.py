@@ -43,11 +43,25 @@ _DYNAMIC_CONFIG = (
 )
 
 
-class PortInUse(StackError):
-    """A port that was asked for is taken."""
+class TakenPort(NamedTuple):
+    """A port that was asked for with ``option`` of ``dev``, for a purpose, and that somebody has."""
 
-    def __init__(self, port: int, purpose: str, option: str) -> None:
-        super().__init__(f"port {port} ({purpose}) is in use; choose another one with {option}, 0 for a free one")
+    port: int
+    purpose: str
+    option: str
+
+
+class PortInUse(StackError):
+    """Ports that were asked for are taken: ``taken``, at least one."""
+
+    def __init__(self, *taken: TakenPort) -> None:
+        ports = " and ".join(f"{each.port} ({each.purpose})" for each in taken)
+        free = " ".join(f"{each.option} 0" for each in taken)
+        these = f"port {ports} is" if len(taken) == 1 else f"ports {ports} are"
+        super().__init__(
+            f"{these} in use (taskrunner doctor says by whom); take what is free with: taskrunner dev {free}"
+        )
+        self.taken = taken
 
 
 class AddressInUse(StackError):
@@ -89,7 +103,7 @@ def take_port(wanted: int | None, *, preferred: int, purpose: str, option: str) 
                 raise
         else:
             return taken
-    raise PortInUse(wanted or preferred, purpose, option)
+    raise PortInUse(TakenPort(wanted or preferred, purpose, option))
 
 
 def choose_port(wanted: int | None, *, preferred: int, purpose: str, option: str) -> int:

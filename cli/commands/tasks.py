@@ -19,7 +19,7 @@ unfinished_id_argument = click.argument(
 @click.command()
 @task_options
 def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
-    """Submit a task and print its id. PROMPT "-" reads it from stdin.
+    """Submit a task to a service that runs, and print its id. PROMPT "-" reads it from stdin.
 
     \b
     Examples:
@@ -142,7 +142,9 @@ def diff(task_id: str, bundle: Path | None, as_json: bool) -> int:
 @unfinished_id_argument
 @as_json_option
 def cancel(task_id: str, as_json: bool) -> int:
-    """Cancel a task. Its change so far is kept and its workspace taken down; this does not wait for it.
+    """Cancel a task. Its change so far is kept and its workspace taken down.
+
+    The service does that, and this does not wait for it. Where none runs, the embedded stack does, and this waits.
 
     \b
     Examples:

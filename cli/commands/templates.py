@@ -7,7 +7,7 @@ from cli.commands.tasks import as_json_option
 from cli.main import LazyGroup
 
 _COMMANDS = {
-    "list": ("cli.commands.templates:list_templates", "List the templates that the service knows."),
+    "list": ("cli.commands.templates:list_templates", "List the templates."),
     "show": ("cli.commands.templates:show_template", "Show one template and its provision timeout."),
 }
 
@@ -20,7 +20,7 @@ def templates() -> None:
 @click.command("list")
 @as_json_option
 def list_templates(as_json: bool) -> int:
-    """List the templates that the service knows.
+    """List the templates that the service knows; where none runs, those that one started here would know.
 
     \b
     Examples:

@@ -261,13 +261,14 @@ def test_templates_that_cannot_be_used_are_told_when_the_stack_starts_and_when_t
     assert "odd.yaml" not in cli.run("run", "--template", "good", "true", env=env).err
 
 
-@pytest.mark.parametrize("option", ["--port", "--temporal-port", "--ui-port"])
-def test_a_port_in_use_is_told_with_its_option(cli: Cli, option: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        ports = {"--port": "0", "--temporal-port": "0", "--ui-port": "0", option: port}
-        finished = cli.run("dev", *(part for pair in ports.items() for part in pair))
-    refused(finished, 2, port, option)
+def test_all_ports_in_use_are_told_at_once_with_the_options_that_free_it(cli: Cli) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        ports = [str(taken.getsockname()[1]) for taken in (one, other)]
+        both = cli.run("dev", "--port", ports[0], "--temporal-port", "0", "--ui-port", ports[1])
+        refused(both, 2, f"ports {ports[0]} (the API) and {ports[1]} (Temporal's UI) are in use")
+        refused(both, 2, "taskrunner dev --port 0 --ui-port 0")
+        single = cli.run("dev", "--port", "0", "--temporal-port", ports[0], "--ui-port", "0")
+        refused(single, 2, f"port {ports[0]} (Temporal) is in use", "taskrunner dev --temporal-port 0")
     assert cli.processes() == {}
 
 
@@ -317,7 +318,7 @@ def test_records_that_cannot_be_read_are_as_good_as_none(cli: Cli) -> None:
     cli.home.mkdir()
     (cli.home / "stack.json").write_text('{"pid": 1, "api_')
     (cli.home / "api-token").write_bytes(b"\xff\xfe")
-    refused(cli.run("list"), 3, "taskrunner dev")
+    assert "Traceback" not in cli.run("list").err
     finished = cli.run("run", "echo fine")
     assert (finished.code, finished.out) == (0, "fine\n"), finished
 

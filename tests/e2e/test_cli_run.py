@@ -59,6 +59,8 @@ def test_a_run_starts_a_stack_shows_steps_and_output_and_leaves_no_process(cli: 
     assert ", exit code 0" in finished.err
     assert f"/workflows/task-{finished.task_id}" in finished.err
     assert cli.processes() == {}
+    assert cli.run("logs", finished.task_id).out == finished.out
+    assert cli.processes() == {}
 
 
 def test_a_failing_prompt_ends_with_its_output_and_exit_code(cli: Cli) -> None:

@@ -36,6 +36,7 @@ async def old(cli: Cli, request: pytest.FixtureRequest) -> Cli:
 
 
 async def test_the_stack_upgrades_the_data_of_an_earlier_release_when_it_starts(old: Cli) -> None:
+    assert old.json("show", "changed")["status"] == "completed"  # and already the first command that reads it
     with old.dev():
         statuses = {task["id"]: task["status"] for task in old.json("list")["tasks"]}
         assert statuses.pop("queued") == "queued"
@@ -81,7 +82,7 @@ async def newer(cli: Cli) -> Cli:
 
 
 async def test_a_program_older_than_the_data_refuses_it_with_one_line(newer: Cli) -> None:
-    for command in (["dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0"], ["run", "true"]):
+    for command in (["dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0"], ["run", "true"], ["list"]):
         refused = newer.run(*command)
         assert refused.code == 2, refused
         last = refused.err.strip().splitlines()[-1]

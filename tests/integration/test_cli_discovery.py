@@ -10,9 +10,10 @@ from pydantic import SecretStr
 
 from cli import discovery
 from cli.client import ApiClient, Disconnected
-from cli.discovery import Service, find_again, find_service, service_of_others
+from cli.discovery import NoTaskYet, Service, find_again, find_service, service_of_others
 from cli.errors import Unreachable
-from cli.home import Home, StackRecord
+from cli.home import StackRecord
+from cli.main import main
 from cli.running import placed
 from messages.settings import Settings
 from messages.tasks import Repository, TaskRequest
@@ -72,9 +73,38 @@ async def test_a_stack_that_went_away_is_not_replaced_by_a_stranger_at_the_usual
         await asyncio.to_thread(find_again, with_token, lost)
     elsewhere = Service("http://127.0.0.1:1", "mine")
     assert await asyncio.to_thread(find_again, with_token, elsewhere) == elsewhere
-    Home(settings.home).write_record(own)
-    with pytest.raises(Unreachable, match=f"no service answers for {settings.home}"):
-        await asyncio.to_thread(find_service, settings)
+    (settings.home / "postgres").mkdir()
+    assert await asyncio.to_thread(find_service, settings) is None  # our own records are asked
+
+
+def test_where_nobody_can_be_asked_it_is_said_what_begins_the_first_task(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A home without a record is asked nothing, and nothing is started for it: it does not know the id either."""
+    monkeypatch.setattr(discovery, "DEFAULT_API_URL", "http://127.0.0.1:1")
+    home = settings.home / "none"
+    monkeypatch.setenv("TASKRUNNER_HOME", str(home))
+    for name in ("TASKRUNNER_API_URL", "TASKRUNNER_API_TOKEN", "TASKRUNNER_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    told = f"here is no task in {home} yet; start one with: taskrunner run 'echo hello'\n"
+    assert main(["list"]) == 0
+    assert capsys.readouterr() == ("", f"T{told}")
+    assert main(["list", "--json"]) == 0
+    assert capsys.readouterr() == ('{"tasks":[],"next_cursor":null}\n', "")
+    for command in ("show", "logs", "events", "diff", "cancel"):
+        assert main([command, "-f", "t-1"] if command in {"logs", "events"} else [command, "t-1"]) == 1
+        assert capsys.readouterr() == ("", f"error: t{told}")
+    assert main(["submit", "--backend", "local", "true"]) == 3
+    assert "taskrunner dev, or use taskrunner run" in capsys.readouterr().err
+    assert main(["templates", "list"]) == 0
+    assert "worktree   worktree" in capsys.readouterr().out
+    assert main(["templates", "show", "nope"]) == 1
+    assert "known: container, local, worktree" in capsys.readouterr().err
+    assert not home.exists()
+    # Who runs a service here keeps its records elsewhere.
+    monkeypatch.setenv("TASKRUNNER_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/x")
+    assert main(["list"]) == 3
+    assert f"no service answers for {home}; start one with: taskrunner dev" in capsys.readouterr().err
 
 
 async def test_the_usual_address_is_used_where_a_service_answers_whose_token_is_known(
@@ -111,7 +141,7 @@ async def test_a_program_that_is_not_ours_is_shown_no_token(
         monkeypatch.setattr(discovery, "DEFAULT_API_URL", url)
         with_token = settings.model_copy(update={"api_token": SecretStr(API_TOKEN)})
         assert await asyncio.to_thread(service_of_others, with_token) is None
-        with pytest.raises(Unreachable, match="no service answers"):
+        with pytest.raises(NoTaskYet):
             await asyncio.to_thread(find_service, with_token)
 
 

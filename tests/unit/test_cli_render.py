@@ -141,7 +141,6 @@ def test_a_change_in_a_bundle_is_said_to_be_on_no_branch_of_the_users(repository
         assert "git -C" not in text
         assert "/home/me/project" not in text
         assert "bundle" in text
-    assert "while taskrunner dev runs" in render.outcome(record, stack_ends=True)
 
 
 def test_a_change_that_was_pushed_is_shown_where_it_is_and_one_that_was_not_with_the_reason() -> None:
@@ -157,21 +156,14 @@ def test_a_change_that_was_pushed_is_shown_where_it_is_and_one_that_was_not_with
         assert "--bundle FILE" in text
 
 
-def test_the_end_of_a_run_says_how_to_see_the_change_with_and_without_a_stack() -> None:
-    result = SavedResult(
-        branch="taskrunner/t-1",
-        base_commit="0123456789abcdef",
-        commit="fedcba9876543210",
-        files_changed=1,
-        insertions=1,
-        deletions=0,
-        repository_path="/home/me/my project",
-    )
-    record = task(status=TaskStatus.COMPLETED, result=result, ui_url="http://127.0.0.1:8233/x")
-    assert "see: taskrunner diff t-1" in render.outcome(record)
-    alone = render.outcome(record, stack_ends=True)
-    assert "git -C '/home/me/my project' diff 0123456789ab taskrunner/t-1" in alone
-    assert "while taskrunner dev runs" in alone
+def test_the_end_of_a_run_says_where_to_look_and_names_no_page_that_ends_with_its_stack() -> None:
+    record = task(status=TaskStatus.COMPLETED, result=RESULT, ui_url="http://127.0.0.1:8233/x")
+    with_stack, alone = render.outcome(record), render.outcome(record, stack_ends=True)
+    assert "ui      http://127.0.0.1:8233/x" in with_stack
+    assert "http://" not in alone
+    assert "more    taskrunner show t-1; in Temporal's UI: taskrunner dev" in alone
+    for text in (with_stack, alone):
+        assert "see: taskrunner diff t-1" in text
 
 
 def test_an_entry_of_the_boot_log_shows_its_log_and_no_escape_sequence() -> None:
