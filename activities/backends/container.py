@@ -257,7 +257,7 @@ class ContainerBackend(Backend):
         if found and not spec_of.never_started(found):
             raise await self._containers.ended(spec.compute, found)
         agent = spec_of.has_agent(spec_of.section(spec.template))
-        async with self._contents.checkout(spec) as checkout:
+        async with self._contents.checkout(spec, folder) as checkout:
             api_url = await self._reach.api_url() if agent else ""
             image = await self.prepare_image(spec)
             record = self._write(folder, self._new_record(spec))

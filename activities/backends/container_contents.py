@@ -51,12 +51,12 @@ class Contents:
         self._owners: dict[str, Owner] = {}
 
     @asynccontextmanager
-    async def checkout(self, spec: WorkspaceSpec) -> AsyncGenerator[Awaitable[Path]]:
-        """Make the checkout on this host, while other things are done; yields what to wait for.
+    async def checkout(self, spec: WorkspaceSpec, parent: Path) -> AsyncGenerator[Awaitable[Path]]:
+        """Make the checkout in ``parent``, while other things are done; yields what to wait for.
 
-        It goes with the context. Raises ``ProvisionFailed`` where it is waited for.
+        It goes with the context, or with ``parent``. Raises ``ProvisionFailed`` where it is waited for.
         """
-        folder = Path(mkdtemp(dir=self._home, prefix=".checkout-"))
+        folder = Path(mkdtemp(dir=parent, prefix=".checkout-"))
         making = asyncio.ensure_future(self._copies.make(spec, folder))
         try:
             yield making

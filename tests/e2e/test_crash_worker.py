@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
@@ -67,6 +68,8 @@ class Crash:
     outcomes: dict[str, Outcome | BaseException]
     repository: Path
     before: dict[str, str]
+    home: list[str]
+    """What is in the worker's home afterwards, but for what it keeps for all tasks and what the test put there."""
 
 
 class OnHost:
@@ -158,6 +161,12 @@ def crash(request: pytest.FixtureRequest, case: str) -> Crash:
     return request.getfixturevalue("container_crash" if case in CONTAINER_CASES else "host_crash")
 
 
+def in_home(home: Path) -> list[str]:
+    ours = re.compile(r"workspaces|containers|records|repositories|logs|agent-.*\.pyz|starts|.*\.go")
+    found = [path.relative_to(home) for pattern in ("*", "*/*") for path in home.glob(pattern)]
+    return sorted(str(path) for path in found if not ours.fullmatch(str(path)))
+
+
 async def crash_of(services: Stack, folder: Path, site: OnHost | InContainers) -> Crash:
     services.tasks.clear()
     try:
@@ -222,7 +231,7 @@ async def _crash(services: Stack, folder: Path, site: OnHost | InContainers) -> 
             left=left.get(task, []),
         )
     site.close()
-    return Crash(outcomes, repository, before)
+    return Crash(outcomes, repository, before, in_home(home))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -267,7 +276,13 @@ async def test_a_crash_doubles_no_event(crash: Crash, case: str) -> None:
     assert told[EventKind.TASK_STATUS, TaskStatus.COMPLETED] == 1
 
 
-def test_crashes_leave_the_users_repository_as_it_was(host_crash: Crash) -> None:
+@pytest.mark.parametrize("case", [HOST_CASES[0], CONTAINER_CASES[0]], ids=["host", "container"])
+async def test_crashes_leave_nothing_in_the_workers_home(crash: Crash) -> None:
+    """S21: half-made checkouts and half-saved results neither."""
+    assert crash.home == []
+
+
+async def test_crashes_leave_the_users_repository_as_it_was(host_crash: Crash) -> None:
     """S44: but for the branches of the results; no entry of a worktree, no half-made branch."""
     after = snapshot(host_crash.repository)
     added = {path for path in after.keys() - host_crash.before.keys() if "taskrunner" not in path}
