@@ -1,5 +1,6 @@
 """Fixtures that tests of every kind share: a real PostgreSQL, and a database of its own for each test."""
 
+import contextlib
 import itertools
 import os
 import tempfile
@@ -14,6 +15,7 @@ from psycopg import sql
 from messages.keys import Keyring, create_keys
 from store.registry import Registry
 from store.schema import migrate
+from tests.support.network import network_on, take_refused
 
 pytest_plugins = ["tests.support.temporal", "tests.support.docker"]
 
@@ -27,6 +29,14 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     if os.environ.get("CI") and report.skipped:
         report.outcome = "failed"
     return report
+
+
+@pytest.fixture(autouse=True)
+def _network_is_off(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Nothing but this machine is reached, except by tests with the mark ``network``."""
+    with network_on() if request.node.get_closest_marker("network") else contextlib.nullcontext():
+        yield
+    assert take_refused() == []
 
 
 @pytest.fixture(scope="session")

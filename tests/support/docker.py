@@ -25,6 +25,7 @@ import pytest
 
 from activities.backends.container_files import Owner, pack
 from activities.backends.contract import Compute
+from tests.support.network import within_reach
 
 IMAGE = "taskrunner-test:python"
 _PACKAGES = ("python3", "perl-base")
@@ -156,7 +157,8 @@ def _bridge() -> Iterator[int]:
         try:
             subprocess.run(["ip", "addr", "add", f"10.213.{number}.1/24", "dev", name], check=True)
             subprocess.run(["ip", "link", "set", name, "up"], check=True)
-            yield number
+            with within_reach(f"10.213.{number}.0/24"):
+                yield number
         finally:
             subprocess.run(["ip", "link", "delete", name], check=True)
         return
