@@ -57,7 +57,9 @@ class Run:
 
     def save(self) -> None:
         if "no store" not in FAULTS:
-            (STATE / f"{self.id}.json").write_text(json.dumps(self.view()))
+            partial = STATE / f"{self.id}.new"
+            partial.write_text(json.dumps(self.view()))
+            partial.replace(STATE / f"{self.id}.json")  # whoever lists meanwhile reads no half of it
 
     def move(self, status: str) -> None:
         self.status = status

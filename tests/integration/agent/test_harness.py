@@ -129,10 +129,11 @@ def test_a_stream_of_events_comes_as_it_is_made_and_breaks_off_with_the_harness(
     while b"assistant.message" not in response.readline():
         pass
     gate.open()
-    gate.close()
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         response.read()
+    gate.close()
     connection.close()
+    api.wait_for(lambda: [c for c in api.accepted if c.body.get("state") == "degraded"])  # the agent has seen it too
     assert agent.request("GET", "/healthz").body["error"] == "the harness exited with 7"
 
 
