@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from messages.statuses import EventKind, TaskStatus
+from messages.statuses import EventKind, SessionStatus, TaskStatus
 from messages.tasks import SavedResult
-from messages.views import BootLogEntry, EventView, TaskSummary, TaskView
+from messages.views import BootLogEntry, EventView, SessionView, TaskSummary, TaskView
 
 _COLOURS = {
     TaskStatus.COMPLETED: "green",
@@ -139,7 +139,7 @@ def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
     session = task.session
     head = click.style(task.status.value, fg=_COLOURS.get(task.status), bold=True)
     head += f" in {lasted(task)}"
-    if session is not None and session.exit_code is not None:
+    if session is not None and session.exit_code is not None and not _was_ended(session):
         head += f", exit code {session.exit_code}"
     result = task.result
     return "\n".join(
@@ -272,9 +272,12 @@ def task_page(task: TaskView) -> str:
         parts.append(
             fields(
                 (
-                    ("session", f"{session.id}: {session.status.value}"),
+                    ("session", f"{session.id}: {session.status.value}{_why_ended(task)}"),
                     ("exit code", None if session.exit_code is None else str(session.exit_code)),
-                    ("error", printable(session.error) if session.error else None),
+                    (
+                        "error",
+                        printable(session.error) if session.error and session.error != session.status.value else None,
+                    ),
                     (
                         "last line" if session.status.is_final else "now",
                         shorten(session.summary, 200) if session.summary else None,
@@ -298,6 +301,17 @@ def task_page(task: TaskView) -> str:
     return "\n\n".join(parts)
 
 
+def _was_ended(session: SessionView) -> bool:
+    """Tell whether it was us who ended it: then its exit code says so, and nothing of its work."""
+    return session.status is SessionStatus.CANCELLED
+
+
+def _why_ended(task: TaskView) -> str:
+    if task.session is None or task.status is not TaskStatus.FAILED or not _was_ended(task.session):
+        return ""
+    return " by the task, whose error says why"
+
+
 def _heartbeat(task: TaskView) -> str | None:
     workspace = task.workspace
     if workspace is None or workspace.last_heartbeat_at is None:
@@ -317,15 +331,38 @@ def boot_log_entry(entry: BootLogEntry) -> str:
 
 
 def event_line(event: EventView) -> str:
-    """Return one transition in one line."""
+    """Return one transition in one line; what it leaves out of the event's detail is shown with the task."""
     at = event.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
-    what = (
-        event.kind.value.replace("_", " ")
-        if event.kind is not EventKind.WORKSPACE_PROVISION_FAILED
-        else event.kind.value
-    )
+    is_failure = event.kind is EventKind.WORKSPACE_PROVISION_FAILED
+    what = event.kind.value if is_failure else event.kind.value.replace("_", " ")
     change = " → ".join(part for part in (event.previous, event.current) if part)
-    detail = ", ".join(
-        f"{name}: {shorten(str(value), 160)}" for name, value in event.detail.items() if value not in (None, "", {})
-    )
-    return "  ".join(part for part in (at, f"{what:<16}", change, f"({detail})" if detail else "") if part)
+    why, known = (_saved(event), "") if event.kind is EventKind.RESULT_SAVED else _reason(event)
+    tail = " ".join(part for part in (": ".join(part for part in (change, why) if part), known) if part)
+    return "  ".join(part for part in (at, f"{what:<16}", tail) if part)
+
+
+def _reason(event: EventView) -> tuple[str, str]:
+    """Return why it happened and, in parentheses, what is known besides."""
+    detail = {name: value for name, value in event.detail.items() if value not in (None, "", {})}
+    why = next((str(detail.pop(name)) for name in ("error", "reason", "note") if name in detail), "")
+    if event.kind is EventKind.WORKSPACE_PROVISION_FAILED:
+        known = [str(detail["source"])] if "source" in detail else []
+        known += [f"{name} {detail[name]}" for name in ("attempt", "backend") if name in detail]
+    else:
+        # Of an error's type, which is for programs, people are told by the error.
+        known = [f"{name.replace('_', ' ')} {value}" for name, value in detail.items() if name != "error_type"]
+    return "" if why == event.current else shorten(why, 300), f"({shorten(', '.join(known), 300)})" if known else ""
+
+
+def _saved(event: EventView) -> str:
+    try:
+        result = SavedResult.model_validate(event.detail)
+    except ValueError:  # an older or a newer release's
+        return " ".join(_reason(event)).strip()
+    if result.pushed_to:
+        where = f", pushed to {result.pushed_to}"
+    elif result.bundle:
+        where = ", in a git bundle"
+    else:
+        where = f", in {result.repository_path}" if result.repository_path else ""
+    return shorten(f"{result.branch}: {change_text(result)}{where}", 500)

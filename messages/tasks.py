@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, StringConstraints, model_validator
+from pydantic import Field, SecretStr, StringConstraints, field_validator, model_validator
 
 from messages.base import Message
 from messages.durations import Duration
@@ -36,7 +36,7 @@ class Repository(Message):
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:
         if (self.path is None) == (self.url is None):
-            raise ValueError("a repository is either a path (absolute, on a host) or a url")
+            raise ValueError("has to have either a path (absolute, on a host) or a url")
         return self
 
     @property
@@ -62,19 +62,29 @@ class TaskRequest(Message, extra="forbid"):
     timeout: Duration | None = None
     env: dict[EnvName, SecretStr] = Field(default={}, max_length=100)
 
-    @model_validator(mode="after")
-    def _env_is_usable(self) -> Self:
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_fits(cls, prompt: str) -> str:
+        if len(prompt.encode("utf-8", "replace")) > MAX_PROMPT_BYTES:
+            raise ValueError(f"is longer than {MAX_PROMPT_BYTES} bytes; put it into a file of the repository")
+        if "\0" in prompt or not prompt.strip():
+            raise ValueError("is blank or holds a NUL character")
+        return prompt
+
+    @field_validator("env")
+    @classmethod
+    def _env_is_usable(cls, env: dict[str, SecretStr]) -> dict[str, SecretStr]:
         size = 0
-        for name, value in self.env.items():
+        for name, value in env.items():
             text = value.get_secret_value()
             if name.startswith(RESERVED_ENV):
-                raise ValueError(f"env: {name} is ours: a variable whose name begins with {RESERVED_ENV} is not taken")
+                raise ValueError(f"{name} is ours: a variable whose name begins with {RESERVED_ENV} is not taken")
             if not text or "\0" in text:
-                raise ValueError(f"env: the value of {name} is empty or holds a NUL character")
+                raise ValueError(f"the value of {name} is empty or holds a NUL character")
             size += len(text.encode())
         if size > MAX_ENV_BYTES:
-            raise ValueError(f"env: the values are longer than {MAX_ENV_BYTES} bytes together; give a file's path")
-        return self
+            raise ValueError(f"the values are longer than {MAX_ENV_BYTES} bytes together; give a file's path")
+        return env
 
     def env_values(self) -> dict[str, str]:
         """Return the values of ``env``: for whoever sends or seals them, never to be shown."""
@@ -84,16 +94,6 @@ class TaskRequest(Message, extra="forbid"):
         """Return the JSON of the request as it is sent, with the values of ``env``, which every other dump masks."""
         content = self.model_dump(mode="json", exclude_none=True, exclude={"env"})
         return {**content, "env": self.env_values()} if self.env else content
-
-    @model_validator(mode="after")
-    def _prompt_fits(self) -> Self:
-        if len(self.prompt.encode("utf-8", "replace")) > MAX_PROMPT_BYTES:
-            raise ValueError(
-                f"the prompt is longer than {MAX_PROMPT_BYTES} bytes; put it into a file of the repository"
-            )
-        if "\0" in self.prompt or not self.prompt.strip():
-            raise ValueError("the prompt is blank or holds a NUL character")
-        return self
 
 
 class TaskInput(Message):

@@ -1,6 +1,6 @@
 """What pydantic finds wrong, in words for the people whose value it is."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -39,6 +39,10 @@ _BY_PATTERN = {
 }
 
 
+_CHOSEN_BY_KIND = {"agent"}
+"""Fields of one of several shapes, behind whose name pydantic puts that of the shape."""
+
+
 class Violation(NamedTuple):
     """One thing that is wrong: ``field`` (dotted; empty for the whole) and what is wrong with it."""
 
@@ -53,8 +57,17 @@ class Violation(NamedTuple):
 def violations(error: ValidationError) -> list[Violation]:
     """Return all that is wrong, at least one. No value is quoted: it may be long, or secret."""
     return [
-        Violation(".".join(str(part) for part in each["loc"]), explain(each))
+        Violation(".".join(_field(each["loc"])), explain(each))
         for each in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def _field(place: Sequence[str | int]) -> list[str]:
+    """Return where somebody would look for it in what they sent: without pydantic's own marks."""
+    return [
+        str(part)
+        for before, part in zip(("", *place), place, strict=False)
+        if part != "[key]" and before not in _CHOSEN_BY_KIND
     ]
 
 

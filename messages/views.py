@@ -85,7 +85,7 @@ class SessionView(View):
 
 
 class TaskSummary(View):
-    """A task in a list."""
+    """A task in a list. ``step`` is where it is while it runs: before and after that there is none."""
 
     id: str
     status: TaskStatus

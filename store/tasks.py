@@ -51,9 +51,11 @@ _FINISHED = """
     SET error = %(error)s, error_type = %(error_type)s, failure = %(failure)s, finished_at = now()
     WHERE id = %(id)s
 """
-# One statement, hence one snapshot: status, workspace, session and result belong together.
+# One statement, hence one snapshot: status, workspace, session and result belong together. A task is at a step while it
+# runs; its row keeps the last one, which says no more than the events.
 _GET = """
-    SELECT t.id, t.status, t.step, t.backend, t.template, t.input->>'prompt' AS prompt, t.error, t.created_at,
+    SELECT t.id, t.status, CASE WHEN t.status = 'running' THEN t.step END AS step,
+           t.backend, t.template, t.input->>'prompt' AS prompt, t.error, t.created_at,
            t.started_at, t.finished_at, t.workflow_id, t.workspace_id, t.input->'repository' AS repository,
            t.input->>'ref' AS ref, coalesce(t.input->'env_names', '[]') AS env_names,
            t.provision_timeout_seconds, t.provision_timeout_rule, t.failure,
@@ -77,11 +79,11 @@ _EVENTS = """
 """
 _COUNT = "SELECT status, count(*) AS tasks FROM tasks GROUP BY status"
 _LIST = """
-    SELECT id, status, step, backend, template, left(input->>'prompt', %(prompt_chars)s) AS prompt, error, created_at,
-           started_at, finished_at
+    SELECT id, status, CASE WHEN status = 'running' THEN step END AS step, backend, template,
+           left(input->>'prompt', %(prompt_chars)s) AS prompt, error, created_at, started_at, finished_at
     FROM tasks
     WHERE (%(status)s::task_status IS NULL OR status = %(status)s)
-      AND (%(step)s::task_step IS NULL OR step = %(step)s)
+      AND (%(step)s::task_step IS NULL OR (step = %(step)s AND status = 'running'))
       AND (%(backend)s::backend_kind IS NULL OR backend = %(backend)s)
       AND (%(before)s::timestamptz IS NULL OR (created_at, id) < (%(before)s, %(before_id)s))
     ORDER BY created_at DESC, id DESC

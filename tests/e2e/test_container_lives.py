@@ -250,7 +250,7 @@ async def test_one_that_is_paused_is_interrupted_and_cleaned_up(
     view = await running(stack, WORK, repository)
     paused_at = time.monotonic()
     daemon.client().pause(compute_name(view.workspace_id, 1))
-    await stack.until(view.id, lambda view: view.step is TaskStep.RELEASING)
+    await stack.at_step(view.id, TaskStep.RELEASING)
     assert 2 < time.monotonic() - paused_at < 15
     view = await interrupted(stack, view.id, repository, home)
     assert view.session is not None
@@ -263,7 +263,7 @@ async def test_one_whose_agent_is_killed_is_interrupted_at_once(stack: Stack, re
     view = await running(stack, f"setsid sleep 600 & {WORK}", repository)
     killed_at = time.monotonic()
     await asyncio.to_thread(kill_agent, view)
-    await stack.until(view.id, lambda view: view.step is TaskStep.RELEASING)
+    await stack.at_step(view.id, TaskStep.RELEASING)
     assert time.monotonic() - killed_at < SOON_SECONDS
     view = await interrupted(stack, view.id, repository, home)
     assert "its container exited with 137 (killed by signal 9)" in (view.error or "")

@@ -207,7 +207,7 @@ async def test_an_agent_that_freezes_is_interrupted_and_cleaned_up(
     view = await stack.until(task, lambda view: view.session and view.session.output_bytes)
     frozen_at = time.monotonic()
     os.kill(agent_of(view).pid, signal.SIGSTOP)
-    view = await stack.until(task, lambda view: view.step is TaskStep.RELEASING, timeout=30)
+    view = await stack.at_step(task, TaskStep.RELEASING)
     # 3 heartbeats, one question that is not answered within 3 s, and what a busy machine needs
     assert 2 < time.monotonic() - frozen_at < 15
     view = await stack.ended(task, timeout=60)

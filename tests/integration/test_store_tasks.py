@@ -198,8 +198,16 @@ async def test_a_list_is_filtered(registry: Registry) -> None:
     assert await ids() == ["t-running", "t-queued"]
     assert await ids(status=TaskStatus.QUEUED) == ["t-queued"]
     assert await ids(step=TaskStep.PREFLIGHT) == ["t-running"]
+    assert (await registry.tasks.list(step=TaskStep.PREFLIGHT)).tasks[0].step is TaskStep.PREFLIGHT
     assert await ids(backend=BackendKind.WORKTREE, status=TaskStatus.RUNNING) == ["t-running"]
     assert await ids(backend=BackendKind.VM) == []
+    # What has ended is at no step any more.
+    assert await registry.tasks.finish("t-running", TaskOutcome(status=TaskStatus.FAILED, error="no"))
+    assert await ids(step=TaskStep.PREFLIGHT) == []
+    (ended,) = (await registry.tasks.list(status=TaskStatus.FAILED)).tasks
+    shown = await registry.tasks.get("t-running")
+    assert shown
+    assert (ended.step, shown.step, [step.step for step in shown.steps]) == (None, None, [TaskStep.PREFLIGHT])
 
 
 async def test_a_list_cuts_long_prompts(registry: Registry) -> None:

@@ -98,6 +98,69 @@ def test_a_failed_provisioning_shows_its_error_and_the_last_lines_of_its_log() -
     assert "| line 29" not in text
 
 
+@pytest.mark.parametrize(
+    ("kind", "change", "detail", "line"),
+    [
+        (
+            EventKind.TASK_STATUS,
+            ("running", "failed"),
+            {"error": "the session failed: exited with 4", "error_type": "SessionFailed"},
+            "task status       running → failed: the session failed: exited with 4",
+        ),
+        (
+            EventKind.SESSION_STATUS,
+            ("running", "completed"),
+            {"error": None, "exit_code": 0},
+            "session status    running → completed (exit code 0)",
+        ),
+        (
+            EventKind.SESSION_STATUS,
+            ("running", "cancelled"),
+            {"error": "cancelled", "exit_code": 143},
+            "session status    running → cancelled (exit code 143)",
+        ),
+        (
+            EventKind.WORKSPACE_PROVISION_FAILED,
+            (None, None),
+            {
+                "error": "setup[0] exited with 3",
+                "detail": "a log of many lines",
+                "source": "bootstrap",
+                "attempt": 2,
+                "backend": "local",
+                "timeout_secs": 600,
+                "workspace_id": "w-1",
+            },
+            "WORKSPACE_PROVISION_FAILED  setup[0] exited with 3 (bootstrap, attempt 2, backend local)",
+        ),
+        (
+            EventKind.RESULT_SAVED,
+            (None, None),
+            RESULT.model_copy(update={"repository_path": "/srv/app"}).model_dump(mode="json"),
+            "result saved      taskrunner/t-1: 1 file changed, +2 -3, in /srv/app",
+        ),
+        (EventKind.RESULT_SAVED, (None, None), {"branch": "b"}, "result saved      (branch b)"),
+        (EventKind.LEAK_SUSPECTED, (None, None), {"reason": "no answer"}, "leak suspected    no answer"),
+    ],
+)
+def test_an_event_reads_as_a_sentence(
+    kind: EventKind, change: tuple[str | None, str | None], detail: dict[str, object], line: str
+) -> None:
+    event = EventView(id=1, kind=kind, previous=change[0], current=change[1], detail=detail, at=BEGUN)
+    assert render.event_line(event).partition("  ")[2] == line
+
+
+def test_a_session_that_the_task_ended_is_not_said_to_have_failed_by_itself() -> None:
+    """Its exit code is that of our signal."""
+    ended = SESSION.model_copy(update={"status": SessionStatus.CANCELLED, "exit_code": 143, "error": "cancelled"})
+    record = task(status=TaskStatus.FAILED, error="the session did not end within 1s", session=ended)
+    assert "exit code" not in render.outcome(record)
+    page = render.task_page(record)
+    assert "s-1: cancelled by the task, whose error says why" in page
+    assert page.count("error") == 2
+    assert "by the task" not in render.task_page(task(status=TaskStatus.CANCELLED, session=ended))
+
+
 def test_text_of_others_cannot_steer_the_terminal() -> None:
     """An agent's error, or a prompt, may hold escape sequences; they are shown, not obeyed."""
     evil = "a\x1b[2Jb\rc\x07\u202e"

@@ -333,6 +333,20 @@ def test_an_agent_without_a_kind_is_a_command() -> None:
     assert template(agent={"command": ["run", "{prompt}"]}).agent == CommandAgent(command=("run", "{prompt}"))
 
 
+@pytest.mark.parametrize(
+    ("agent", "told"),
+    [
+        ({"kind": "command", "command": []}, "agent.command: is empty"),
+        ({"kind": "harnessd", "port": "x"}, "agent.port: has to be a whole number"),
+    ],
+)
+def test_a_field_is_named_as_it_stands_in_what_was_sent(agent: object, told: str) -> None:
+    """Without the mark that pydantic puts between for the kind of the agent."""
+    with pytest.raises(ValidationError) as refused:
+        template(agent=agent)
+    assert str(first_violation(refused.value)) == told
+
+
 def test_an_unknown_kind_of_agent_is_refused_with_those_that_there_are() -> None:
     with pytest.raises(ValidationError) as refused:
         template(agent={"kind": "harnesd", "command": ["ls"]})

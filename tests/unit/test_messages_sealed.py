@@ -80,7 +80,7 @@ def test_a_request_shows_its_values_only_where_it_is_sent() -> None:
 @pytest.mark.parametrize(
     ("env", "told"),
     [
-        ({"1A": "v"}, "env.1A.[key]: has to be letters, digits and underscores, not a digit first"),
+        ({"1A": "v"}, "env.1A: has to be letters, digits and underscores, not a digit first"),
         ({"TASKRUNNER_COMPUTE": "v"}, "env: TASKRUNNER_COMPUTE is ours"),
         ({"TASKRUNNER_API_TOKEN": "v"}, "env: TASKRUNNER_API_TOKEN is ours"),
         ({"A": ""}, "env: the value of A is empty"),
