@@ -281,6 +281,7 @@ async def test_one_that_is_removed_by_somebody_else_is_interrupted_at_once(
     assert view.status is TaskStatus.FAILED
     assert view.session is not None
     assert view.session.status is SessionStatus.INTERRUPTED
+    assert "The workspace ended by itself: " in (view.error or "")
     assert view.result is None
     assert not folder_of(home, view).exists()
 
@@ -323,6 +324,18 @@ async def test_a_change_survives_however_its_task_ends_and_no_change_leaves_no_b
         files = await changed(stack, view, repository)
         assert files == {".gitignore": "*.ignored", "README": "hello", "added": "new", "deep/link": "../added"}
     assert [view.result for view in views[1::2]] == [None] * len(ENDS)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
+async def test_one_whose_daemon_restarts_without_live_restore_is_interrupted(
+    stack: Stack, daemon: Daemon, repository: Path, home: Path
+) -> None:
+    """S28, S44: what it had done is kept."""
+    view = await running(stack, WORK, repository)
+    await asyncio.to_thread(daemon.stop)
+    await asyncio.to_thread(daemon.start)
+    view = await interrupted(stack, view.id, repository, home)
+    assert "the workspace agent was stopped while the session ran" in (view.error or "")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
