@@ -3,6 +3,7 @@
 ::
 
     ActivityFailure
+    ├── NotThisHost            another host has to do it                     retried there
     ├── InvalidTask            the task cannot run as asked                 never retried
     ├── BackendUnusable        this host lacks something                    never retried
     ├── ProvisionFailed        the attempt will never be ready              never retried
@@ -26,7 +27,7 @@ from datetime import timedelta
 from typing import ClassVar
 
 from temporalio import activity
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 
 from activities.heartbeat import failures_so_far
 from messages.callbacks import log_tail
@@ -49,6 +50,14 @@ class ActivityFailure(Exception):
     def details(self) -> tuple[object, ...]:
         """Return the details of the ApplicationError."""
         return ()
+
+
+class NotThisHost(ActivityFailure):
+    """The step was tried on a host that is not the one to carry it out; that one's queue is asked next."""
+
+    error_type = ErrorType.HOST_AWAY
+    retryable = True
+    patient = True
 
 
 class InvalidTask(ActivityFailure):
@@ -135,6 +144,8 @@ class NotRemoved(ActivityFailure):
     retryable = True
 
 
+_BENIGN, _USUAL = ApplicationErrorCategory.BENIGN, ApplicationErrorCategory.UNSPECIFIED
+
 MAX_TRIES = 5
 """How often an activity may fail in one of these ways before it counts as hopeless.
 
@@ -151,9 +162,15 @@ def as_application_errors() -> Generator[None]:
     except ActivityFailure as e:
         failures = _count_failure() if e.retryable and not e.patient else 0
         again = e.retryable and failures < (len(e.pauses) + 1 if e.pauses else MAX_TRIES)
-        pause = timedelta(seconds=e.pauses[failures - 1]) if again and e.pauses else None
+        pause = timedelta(seconds=e.pauses[failures - 1]) if again and failures and e.pauses else None
         raise ApplicationError(
-            str(e), *e.details(), type=e.error_type.value, non_retryable=not again, next_retry_delay=pause
+            str(e),
+            *e.details(),
+            type=e.error_type.value,
+            non_retryable=not again,
+            next_retry_delay=pause,
+            # Nothing to be logged with a traceback: on a fleet of hosts it is the usual thing.
+            category=_BENIGN if isinstance(e, NotThisHost) else _USUAL,
         ) from e
     except AttemptSuperseded as e:
         raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e
@@ -174,6 +191,9 @@ def _text(error: Exception) -> str:
 
 
 def _count_failure() -> int:
+    """Return how many failures there have been with this one; the first try of a step, a local one, does not count."""
+    if activity.info().is_local:
+        return 0
     failures = failures_so_far() + 1
     activity.heartbeat(failures)  # the next attempt is handed it, whatever becomes of this worker
     return failures

@@ -16,6 +16,7 @@ from activities.errors import (
     AttemptNotWanted,
     BackendUnusable,
     InvalidTask,
+    NotThisHost,
     ProvisionFailed,
     SessionRefused,
     WorkspaceUnreachable,
@@ -104,10 +105,12 @@ class TaskActivitiesImpl(TaskActivities):
         """See :meth:`TaskActivities.preflight_task`."""
         task = request.task
         with as_application_errors():
-            await self._registry.tasks.begin(task.task_id)
-            await self._session_env(task)
             host_id = self._settings.host_id
             repository = task.repository
+            if activity.info().is_local and repository and repository.host:
+                self._require_host(repository.host)
+            await self._registry.tasks.begin(task.task_id)
+            await self._session_env(task)
             if repository and repository.host not in {None, host_id}:
                 raise InvalidTask(
                     f"the repository is on host {repository.host!r} and this is {host_id!r}; start a worker there"
@@ -201,6 +204,8 @@ class TaskActivitiesImpl(TaskActivities):
         """See :meth:`TaskActivities.create_session`."""
         task, handle = request.task, request.handle
         with as_application_errors():
+            if activity.info().is_local:
+                self._require_host(handle.task_queue)
             workspaces = self._registry.workspaces
             if not await workspaces.record_verdict(handle.workspace_id, handle.attempt, Verdict.READY):
                 state = await workspaces.attempt_state(handle.workspace_id)
@@ -331,6 +336,11 @@ class TaskActivitiesImpl(TaskActivities):
             if request.leak_suspected:
                 await self._registry.workspaces.suspect_leak(task.workspace_id, request.leak_suspected)
             await self._registry.tasks.finish(task.task_id, outcome)
+
+    def _require_host(self, place: str) -> None:
+        """Raise ``NotThisHost`` unless ``place`` is this worker's host, or its queue."""
+        if place not in {self._settings.host_id, host_task_queue(self._settings.host_id)}:
+            raise NotThisHost(f"this is host {self._settings.host_id!r}, not {place!r}")
 
     def _if_missing(self, task: TaskInput, program: str) -> str:
         """Return what to say of an agent's program that the workspace does not have."""

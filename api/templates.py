@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from messages.names import random_id
 from messages.statuses import BackendKind, Readiness
-from messages.tasks import Repository, TaskInput, TaskRequest
+from messages.tasks import WORKFLOW_REVISION, Repository, TaskInput, TaskRequest
 from messages.templates import Template, agent_preset
 from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.validation import first_violation
@@ -202,6 +202,7 @@ def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) ->
         repository=repository,
         ref=request.ref,
         env_names=tuple(sorted(request.env)),
+        revision=WORKFLOW_REVISION,
     )
 
 

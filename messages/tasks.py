@@ -96,10 +96,19 @@ class TaskRequest(Message, extra="forbid"):
         return {**content, "env": self.env_values()} if self.env else content
 
 
+WORKFLOW_REVISION = 1
+"""The newest order of steps, which every new task gets. 1: short steps are tried by the workflow's own worker first.
+
+Workers that know a revision come before the APIs that ask for it.
+"""
+
+
 class TaskInput(Message):
     """The input of a TaskRunner workflow: the request, with everything resolved that does not need a worker.
 
     ``env_names`` names the variables that were submitted with it. Their values are in the registry, sealed.
+    ``revision``: the order of steps that its workflow keeps to from start to end, whatever is released meanwhile; 0
+    for what was submitted before there were several, else :data:`WORKFLOW_REVISION` of the API that took the task.
     """
 
     task_id: Id
@@ -109,6 +118,7 @@ class TaskInput(Message):
     repository: Repository | None = None
     ref: str | None = None
     env_names: tuple[str, ...] = ()
+    revision: int = 0
 
 
 class ProvisionFailure(Message):

@@ -30,8 +30,6 @@ _PATIENCE_SECONDS = 4.0
 """With a program that may be no Temporal CLI: for its server, and then for its version."""
 
 _DYNAMIC_CONFIG = (
-    # A worker that completes a step gets the next one in the same answer.
-    "system.enableActivityEagerExecution=true",
     # The server has one shard, and would read its queues 20 times a second at most: each step of a task that comes
     # while others are under way would wait 40 ms for its worker.
     "history.transferProcessorMaxPollRPS=1000",

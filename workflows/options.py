@@ -87,6 +87,14 @@ RELEASE = ActivityConfig(
     retry_policy=_PATIENT,
 )
 
+HERE = LocalActivityConfig(
+    # Nothing reaches a workflow while one of its workflow tasks is under way, so this is short.
+    schedule_to_close_timeout=timedelta(seconds=1),
+    retry_policy=RetryPolicy(maximum_attempts=1),
+    cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+)
+"""The first try of a short step (``workflows/nearby.py``)."""
+
 FINISH = LocalActivityConfig(start_to_close_timeout=timedelta(seconds=10), retry_policy=_PATIENT)
 """A local activity: one short write, which any worker that runs the workflow can do."""
 

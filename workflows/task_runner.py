@@ -44,6 +44,7 @@ with workflow.unsafe.imports_passed_through():
 from workflows import options
 from workflows.cancellation import beside, cancel_requested, undisturbed, unless_cancelled
 from workflows.gates import ReadyGate, SessionGate
+from workflows.nearby import here_first
 from workflows.outcomes import Cause, cause_of, failed, outcome_of
 from workflows.progress import Progress
 
@@ -153,14 +154,16 @@ class TaskRunner:
         queue = host_task_queue(host) if host else workflow.info().task_queue
         try:
             self._preflight = await unless_cancelled(
-                workflow.execute_activity_method(
+                here_first(
                     TaskActivities.preflight_task,
                     PreflightRequest(task=self._task),
-                    **options.at(
+                    options.at(
                         queue,
                         f"Check that task {self._task.task_id} can run as asked",
                         options.PREFLIGHT,
                     ),
+                    # The host of a URL is asked, which may take long.
+                    here=self._task.revision >= 1 and not (repository and repository.url),
                 )
             )
         except ActivityError as e:
@@ -265,23 +268,26 @@ class TaskRunner:
         return look
 
     async def _create_session(self, handle: WorkspaceHandle) -> None:
-        # Each upsert is an event of the history; with an immediate workspace this step takes milliseconds.
-        self._enter(
-            TaskStep.CREATING_SESSION,
-            f"{self._name} to answer and to take the session",
-            upsert=handle.readiness is not Readiness.IMMEDIATE,
-        )
+        self._enter(TaskStep.CREATING_SESSION, f"{self._name} to answer and to take the session", upsert=False)
+
+        def announce() -> None:  # an event of the history each time; with an immediate workspace it takes milliseconds
+            if handle.readiness is not Readiness.IMMEDIATE:
+                _upsert(TASK_STEP, TaskStep.CREATING_SESSION.value)
+
         self._session_asked_for = True
         try:
             created = await unless_cancelled(
-                workflow.execute_activity_method(
+                here_first(
                     TaskActivities.create_session,
                     self._session_request(handle),
-                    **options.at(
+                    options.at(
                         handle.task_queue,
                         f"Verify {self._name} and create session {self._session.session_id}",
                         options.CREATE_SESSION,
                     ),
+                    # An answer of a harness that comes too late would leave a run behind that nobody knows.
+                    here=self._task.revision >= 1 and not isinstance(self._task.template.agent, HarnessAgent),
+                    announce=announce,
                 )
             )
         except ActivityError as e:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import random
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +21,7 @@ from cli.errors import CliError
 from messages.activities import SessionRequest
 from messages.names import SESSION_FINISHED, host_task_queue, random_id, task_workflow_id
 from messages.statuses import BackendKind, SessionStatus
-from messages.tasks import TaskInput, TaskRequest
+from messages.tasks import WORKFLOW_REVISION, TaskInput, TaskRequest
 from messages.templates import Template
 from workers.worker import all_of, new_worker
 from workflows.task_runner import TaskRunner
@@ -49,7 +50,7 @@ async def ready_to_session(stack: Stack, n: int) -> Samples:
     floor: list[float] = []
     async with (
         ApiClient(stack.service) as api,
-        _running(new_worker(client, _HOST, _MINIMAL_QUEUE, _activities(MinimalActivities()), [Minimal])),
+        _running(_minimal_worker(client, MinimalActivities())),
     ):
         for number in range(n + 1):
             request = TaskRequest(id=random_id("t"), prompt="true", template=CALLBACK_TEMPLATE)
@@ -91,7 +92,7 @@ async def polled_2s(stack: Stack, n: int) -> list[float]:
         await handle.result()
         return (noticed - sent) * 1000
 
-    async with _running(new_worker(client, _HOST, _MINIMAL_QUEUE, _activities(MinimalActivities()), [Minimal])):
+    async with _running(_minimal_worker(client, MinimalActivities())):
         return list(await asyncio.gather(*(one() for _ in range(n))))
 
 
@@ -127,6 +128,7 @@ async def tasks_per_second(stack: Stack, n: int) -> Samples:
             workspace_id=random_id("w"),
             prompt="true",
             template=Template(name="bench", backend=BackendKind.LOCAL),
+            revision=WORKFLOW_REVISION,
         )
         await start_task(client, given, queue=_TASK_QUEUE)
         await client.get_workflow_handle(task_workflow_id(number)).result()
@@ -142,7 +144,7 @@ async def tasks_per_second(stack: Stack, n: int) -> Samples:
         for worker in (
             new_worker(client, _HOST, _TASK_QUEUE, no_op, [TaskRunner]),
             new_worker(client, _HOST, host_queue, no_op),
-            new_worker(client, _HOST, _MINIMAL_QUEUE, _activities(MinimalActivities(provisioned)), [Minimal]),
+            _minimal_worker(client, MinimalActivities(provisioned)),
         ):
             await parts.enter_async_context(_running(worker))
         await asyncio.gather(task(), minimal())
@@ -172,8 +174,14 @@ async def _running(worker: Worker) -> AsyncGenerator[None]:
         yield
 
 
-def _activities(minimal: MinimalActivities) -> list[Callable[..., object]]:
-    return [minimal.provision, minimal.create_session]
+def _minimal_worker(client: Client, activities: MinimalActivities) -> Worker:
+    """Return a worker as one would write it by hand: with the SDK's defaults."""
+    return Worker(
+        client,
+        task_queue=_MINIMAL_QUEUE,
+        workflows=[Minimal],
+        activities=[activities.provision, activities.create_session],
+    )
 
 
 async def _start_minimal(client: Client) -> WorkflowHandle[Minimal, str]:
@@ -193,13 +201,29 @@ async def _signal_to_activity(handle: WorkflowHandle[Any, Any], activity: str) -
     signalled: HistoryEvent | None = None
     scheduled = 0
     async for event in handle.fetch_history_events():
+        started: int | None = None
         if event.HasField("workflow_execution_signaled_event_attributes"):
             signalled = signalled or event
         elif event.HasField("activity_task_scheduled_event_attributes"):
             if event.activity_task_scheduled_event_attributes.activity_type.name == activity:
                 scheduled = event.event_id
         elif event.HasField("activity_task_started_event_attributes"):
-            started = event.activity_task_started_event_attributes
-            if started.scheduled_event_id == scheduled and signalled is not None:
-                return (event.event_time.ToNanoseconds() - signalled.event_time.ToNanoseconds()) / 1e6
+            if event.activity_task_started_event_attributes.scheduled_event_id == scheduled:
+                started = event.event_time.ToNanoseconds()
+        elif event.HasField("marker_recorded_event_attributes"):
+            started = _start_of_local(event, activity)
+        if started is not None and signalled is not None:
+            return (started - signalled.event_time.ToNanoseconds()) / 1e6
     raise CliError(f"the history of {handle.id} has no {activity} after a signal")
+
+
+def _start_of_local(event: HistoryEvent, activity: str) -> int | None:
+    """Return when (ns) the SDK began the local ``activity``, where the event is what it recorded of that."""
+    marker = event.marker_recorded_event_attributes
+    if marker.marker_name != "core_local_activity":
+        return None
+    data: dict[str, Any] = json.loads(marker.details["data"].payloads[0].data)
+    if data["activity_type"] != activity:
+        return None
+    began: dict[str, int] = data["original_schedule_time"]
+    return began["seconds"] * 1_000_000_000 + began["nanos"]

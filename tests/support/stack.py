@@ -257,6 +257,13 @@ class Stack:
                     break
         return await self.workflow(task).query(STATUS_QUERY, result_type=TaskProgress)
 
+    async def scheduled(self, task: str, activity: str, *, timeout: float = 30) -> None:
+        """Return when the workflow has asked for that activity."""
+        async with asyncio.timeout(timeout):
+            async for event in self.workflow(task).fetch_history_events(wait_new_event=True):
+                if event.activity_task_scheduled_event_attributes.activity_type.name == activity:
+                    return
+
     async def error_type(self, task: str) -> str | None:
         """Return the type of the error with which the task's workflow failed."""
         with pytest.raises(WorkflowFailureError) as failed:

@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 from temporalio import activity
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.testing import ActivityEnvironment
 
 from activities.errors import (
     MAX_TRIES,
     InvalidTask,
     NotRemoved,
+    NotThisHost,
     RepositoryUnreachable,
     WorkspaceUnreachable,
     as_application_errors,
@@ -46,6 +47,20 @@ async def test_what_can_never_work_is_not_retried() -> None:
     error, _ = await failing(InvalidTask("no such ref"), attempt=1)
     assert error.non_retryable
     assert error.type == ErrorType.INVALID_TASK
+
+
+@pytest.mark.parametrize("kind", [WorkspaceUnreachable, RepositoryUnreachable, NotThisHost, ValueError])
+async def test_the_first_try_of_a_short_step_is_not_one_of_its_tries(kind: type[Exception]) -> None:
+    """It is a local activity, whose heartbeats nobody keeps; the activity after it has all of its tries."""
+    error, beats = await failing(kind("no answer"), attempt=1, is_local=True)
+    assert not error.non_retryable
+    assert not error.next_retry_delay
+    assert beats == []
+
+
+async def test_what_is_for_another_host_is_no_error_to_be_logged() -> None:
+    error, _ = await failing(NotThisHost("this is host 'a'"), attempt=1, is_local=True)
+    assert error.category is ApplicationErrorCategory.BENIGN
 
 
 @pytest.mark.parametrize("kind", [WorkspaceUnreachable, NotRemoved, ValueError, KeyError])

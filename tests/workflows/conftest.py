@@ -30,7 +30,7 @@ from messages.activities import (
 from messages.errors import ErrorType
 from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost, WorkspaceReady
 from messages.statuses import BackendKind, Readiness, SessionStatus
-from messages.tasks import TaskInput, TaskResult
+from messages.tasks import WORKFLOW_REVISION, TaskInput, TaskResult
 from messages.templates import Template
 from tests.support.time_skipping import time_skipping_environment
 from workers.worker import all_of
@@ -164,7 +164,11 @@ def task_input(**template: Any) -> TaskInput:
     number = next(_numbers)
     fields: dict[str, Any] = {"name": "test", "backend": BackendKind.LOCAL, "readiness": Readiness.CALLBACK}
     return TaskInput(
-        task_id=f"t{number}", workspace_id=f"w{number}", prompt="true", template=Template(**(fields | template))
+        task_id=f"t{number}",
+        workspace_id=f"w{number}",
+        prompt="true",
+        template=Template(**(fields | template)),
+        revision=WORKFLOW_REVISION,
     )
 
 

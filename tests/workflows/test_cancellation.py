@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from temporalio import activity
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError, CancelledError
 
@@ -16,6 +17,8 @@ from tests.workflows.conftest import Scene, finished, ready, refused
 
 MakeScene = Callable[..., Scene]
 STEPS = ["preflight_task", "provision_workspace", "look_once_more", "create_session", "release_workspace"]
+SHORT_STEPS = ["preflight_task", "create_session"]
+"""Tried by the workflow's own worker first."""
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -25,6 +28,8 @@ async def test_cancelling_during_an_activity_ends_cancelled_and_released(real_sc
     inside, go_on = asyncio.Event(), asyncio.Event()
 
     async def hold(request: Any) -> Any:
+        if activity.info().is_local:
+            raise ApplicationError("another host has it", type=ErrorType.HOST_AWAY)
         del s.world.hooks[step]
         inside.set()
         await go_on.wait()
@@ -57,6 +62,35 @@ async def test_cancelling_during_an_activity_ends_cancelled_and_released(real_sc
     assert s.world.final.outcome.error
     # Nothing was provisioned while the task was only being checked, so there is nothing to release.
     assert s.world.calls.count("release_workspace") == (0 if step == "preflight_task" else 1)
+
+
+@pytest.mark.parametrize("step", SHORT_STEPS)
+async def test_cancelling_during_the_first_try_of_a_short_step_ends_cancelled(real_scene: MakeScene, step: str) -> None:
+    """S26"""
+    s = real_scene()
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(_: Any) -> Any:
+        assert activity.info().is_local
+        inside.set()
+        await go_on.wait()
+        del s.world.hooks[step]
+        return await getattr(s.world, step)(_)
+
+    s.world.hooks[step] = hold
+    async with s.worker():
+        handle = await s.start()
+        await handle.signal(names.WORKSPACE_READY, ready(s.task))
+        await inside.wait()
+        await handle.cancel()
+        go_on.set()
+        with pytest.raises(WorkflowFailureError) as failure:
+            await handle.result()
+    assert isinstance(failure.value.cause, CancelledError)
+    assert s.world.final is not None
+    assert s.world.final.outcome.status is TaskStatus.CANCELLED
+    # It is heard of with the next workflow task, when the workspace may be on its way: that is released.
+    assert s.world.calls.count("release_workspace") == 1
 
 
 @pytest.mark.parametrize("moment", ["waiting_for_ready", "session_running"])

@@ -1,5 +1,6 @@
 """The activities of a task on one host, with a real registry, real agents and real repositories."""
 
+import dataclasses
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -73,14 +74,16 @@ class World:
         assert kind in self.backends
         self.provisioned.append(compute)
 
-    async def run(self, method: Any, request: Any) -> Any:
-        return await ActivityEnvironment().run(method, request)
+    async def run(self, method: Any, request: Any, *, is_local: bool = False) -> Any:
+        environment = ActivityEnvironment()
+        environment.info = dataclasses.replace(environment.info, is_local=is_local)
+        return await environment.run(method, request)
 
     async def fails(
-        self, method: Any, request: Any, error_type: ErrorType, *, retryable: bool = False
+        self, method: Any, request: Any, error_type: ErrorType, *, retryable: bool = False, is_local: bool = False
     ) -> ApplicationError:
         with pytest.raises(ApplicationError) as failed:
-            await self.run(method, request)
+            await self.run(method, request, is_local=is_local)
         assert failed.value.type == error_type.value, failed.value
         assert failed.value.non_retryable is not retryable
         assert str(failed.value)

@@ -38,6 +38,7 @@ from tests.integration.activities.conftest import SECRET, World, completed, rele
 from tests.support.callback_api import CallbackApi
 from tests.support.git_repositories import files_of, git
 from tests.support.hosts import HOST, agents_of
+from tests.support.records import session_of
 
 
 def test_the_implementation_has_exactly_the_contracts_activities() -> None:
@@ -185,6 +186,23 @@ async def test_preflight_refuses_another_hosts_repository_and_a_backend_that_is_
     request = PreflightRequest(task=task)
     error = await world.fails(world.activities.preflight_task, request, ErrorType.BACKEND_UNUSABLE)
     assert "local" in error.message
+
+
+async def test_what_is_tried_on_another_host_than_its_own_is_left_to_that_one(world: World) -> None:
+    """Of a fleet any worker may have the workflow: it records nothing of a step that is not for its host."""
+    task = await world.submit()
+    elsewhere = Repository(path=str(world.repository), host="host-b")
+    request = PreflightRequest(task=task.model_copy(update={"repository": elsewhere}))
+    await world.fails(world.activities.preflight_task, request, ErrorType.HOST_AWAY, retryable=True, is_local=True)
+    view = await world.registry.tasks.get(task.task_id)
+    assert view is not None
+    assert view.status is TaskStatus.QUEUED
+    assert await world.run(world.activities.preflight_task, PreflightRequest(task=task), is_local=True)
+    _, handle = await world.provision(task)
+    session = world.session(task, handle.model_copy(update={"task_queue": "taskrunner-host-host-b"}))
+    await world.fails(world.activities.create_session, session, ErrorType.HOST_AWAY, retryable=True, is_local=True)
+    assert await session_of(world.registry, task.task_id) is None
+    await world.run(world.activities.create_session, world.session(task, handle), is_local=True)
 
 
 async def test_the_callback_token_exists_before_the_compute_and_is_the_same_in_every_try(world: World) -> None:
