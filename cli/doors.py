@@ -12,7 +12,7 @@ from typing import Self
 
 from api import server
 from api.dependencies import ApiDependencies
-from cli.home import replace_file
+from cli.home import DOORS_FILE, read_doors, replace_file
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ class CallbackDoors:
 
     def __init__(self, given: ApiDependencies, home: Path) -> None:
         self._given = given
-        self._file = home / "doors.json"
+        self._file = home / DOORS_FILE
         self._ports: dict[str, int] = {}
         self._lock = asyncio.Lock()
         self._open = AsyncExitStack()
@@ -62,11 +62,7 @@ class CallbackDoors:
             return self._ports[address]
 
     def _remembered(self) -> dict[str, int]:
-        try:
-            found = json.loads(self._file.read_text())
-            return {str(address): int(port) for address, port in found.items()}
-        except (OSError, ValueError, AttributeError, TypeError):
-            return {}
+        return read_doors(self._file.parent)
 
 
 def _bind(address: str, port: int) -> socket.socket:

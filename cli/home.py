@@ -25,6 +25,8 @@ from workers.errors import ASK_THE_DOCTOR
 _TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """What is no fault of the folder that was named."""
 
+DOORS_FILE = "doors.json"
+
 
 class StackRecord(BaseModel):
     """``stack.json``: the stack that runs, or ran last. ``started`` in ticks since boot; ``host_id`` its worker's."""
@@ -135,6 +137,15 @@ def read_token(home: Path) -> str | None:
     except (OSError, UnicodeDecodeError):
         return None
     return token if token.isascii() and token.isprintable() and " " not in token and token else None
+
+
+def read_doors(home: Path) -> dict[str, int]:
+    """Return at which port the stack on ``home``, or the last one there, answers containers, by its address."""
+    try:
+        found = json.loads((home / DOORS_FILE).read_text())
+        return {str(address): int(port) for address, port in found.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
 def replace_file(path: Path, text: str) -> None:

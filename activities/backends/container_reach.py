@@ -53,7 +53,7 @@ class Reach:
             )
         if self._open_door is None:
             raise BackendUnusable(f"containers cannot reach an API on this machine's loopback; {_SET_PUBLIC_URL}")
-        gateway = await self._gateway()
+        _, gateway = await self.bridge()
         try:
             port = await self._open_door(gateway)
         except OSError as e:
@@ -63,21 +63,26 @@ class Reach:
             ) from e
         return f"http://{spec_of.HOST_NAME}:{port}"
 
-    async def _gateway(self) -> str:
-        """Return the address that this machine has on Docker's default bridge."""
+    async def bridge(self) -> tuple[str, str]:
+        """Return the name of Docker's default bridge, and the address that this machine has on it.
+
+        Raises ``BackendUnusable``, saying what to set.
+        """
         from docker.errors import APIError
 
-        def find(client: Sdk) -> str | None:
+        def find(client: Sdk) -> tuple[str, str | None]:
             network = client.inspect_network("bridge")
+            name: str = network["Options"].get(_BRIDGE_NAME, "docker0")
             for config in network["IPAM"]["Config"] or ():
                 if gateway := config.get("Gateway"):
-                    return gateway
+                    return name, gateway
             # A daemon that has just made its bridge does not know yet: the bridge itself does.
-            return _address_of(network["Options"].get(_BRIDGE_NAME, "docker0"))
+            return name, _address_of(name)
 
         try:
-            if gateway := await self._docker.call(find):
-                return gateway
+            name, gateway = await self._docker.call(find)
+            if gateway:
+                return name, gateway
             text = "it has no gateway"
         except APIError as e:
             text = said(e)

@@ -31,10 +31,14 @@ _LOCAL_SCHEMES = frozenset({"unix", "http+unix", "npipe"})
 
 
 class Docker:
-    """One daemon. ``environ`` says which: ``DOCKER_HOST`` with its TLS variables, else the current Docker context."""
+    """One daemon. ``environ`` says which: ``DOCKER_HOST`` with its TLS variables, else the current Docker context.
 
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    ``timeout``: how many seconds an answer is waited for.
+    """
+
+    def __init__(self, environ: Mapping[str, str], *, timeout: float = CALL_SECONDS) -> None:
         self._environ = dict(environ)
+        self._timeout = timeout
         self._client: Sdk = None
         self._lock = threading.Lock()
 
@@ -90,7 +94,7 @@ class Docker:
     def _connected(self) -> Sdk:
         with self._lock:
             if self._client is None:
-                self._client = self.connect()
+                self._client = self.connect(timeout=self._timeout)
             return self._client
 
     def _where(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cli.discovery import Service, default_service, named_service
 from cli.doctor import home, postgres, programs, temporal
 from cli.doctor.check import Check, Status, broken, not_needed, ok
+from cli.doctor.containers import ContainerLook
 from cli.doctor.ports import check_ports
 from cli.doctor.service import check_service
 from cli.home import StackRecord, read_record, read_token
@@ -99,7 +100,7 @@ def _token(settings: Settings) -> str | None:
     return settings.api_token.get_secret_value() if settings.api_token else read_token(settings.home)
 
 
-def plan(setup: Setup, asked: programs.Programs, *, docker: bool) -> list[Examination]:
+def plan(setup: Setup, asked: programs.Programs, look: ContainerLook, *, docker: bool) -> list[Examination]:
     """Return the checks of a setup, in the order in which they are told."""
     settings, where = setup.settings, setup.settings.home
     chosen: list[Examination] = [
@@ -118,6 +119,7 @@ def plan(setup: Setup, asked: programs.Programs, *, docker: bool) -> list[Examin
         ]
     chosen.append(("api", partial(_api, setup, asked.patience_seconds)))
     chosen.append(("docker", partial(programs.check_docker, asked, needed=docker)))
+    chosen.append(("containers", partial(_containers, setup, look, needed=docker)))
     chosen.append(("agent-shell", programs.check_shell))
     chosen += [(f"agent-{agent}", partial(programs.check_agent, asked, agent)) for agent in programs.AGENTS]
     return chosen
@@ -129,6 +131,16 @@ _OF_SERVICES = ("home", "disk", "keys", "templates", "temporal-cli", "temporal-s
 def _git(asked: programs.Programs, role: Role) -> Check:
     check = programs.check_git(asked)
     return check.as_warning() if role is Role.CLIENT else check  # for --repo alone
+
+
+def _containers(setup: Setup, look: ContainerLook, *, needed: bool) -> Check:
+    if setup.role is Role.CLIENT:
+        return not_needed("containers", "a service elsewhere is used")
+    if setup.role is Role.SERVICES:
+        check = look.of_services(setup.settings)
+    else:
+        check = look.embedded(setup.settings, setup.record, setup.service)
+    return check if needed else check.as_not_needed()
 
 
 def _embedded(setup: Setup, asked: programs.Programs) -> list[Examination]:
@@ -202,7 +214,7 @@ def run_all(examinations: Sequence[Examination], *, seconds: float = LONGEST_SEC
             late = broken(
                 name, "not known", f"the check did not end within {seconds:.1f} s", "taskrunner doctor, again"
             )
-            checks[number] = [late.as_not_needed() if re.match("agent-|docker", name) else late]
+            checks[number] = [late.as_not_needed() if re.match("agent-|docker|containers", name) else late]
     return [check for number in sorted(checks) for check in checks[number]]
 
 
@@ -213,11 +225,13 @@ def examine(*, docker: bool) -> list[Check]:
     since_start = time.time() - psutil.Process().create_time()
     seconds = min(max(_ALTOGETHER_SECONDS - since_start, 1.0), LONGEST_SECONDS)
     asked = programs.Programs(seconds - _AHEAD_SECONDS)
+    look = ContainerLook(asked.patience_seconds)
     try:
-        made = run_all(plan(setup, asked, docker=docker), seconds=seconds)
+        made = run_all(plan(setup, asked, look, docker=docker), seconds=seconds)
         return [*wrong, ok("setup", f"for {setup.role.value}"), *without_what_follows(made, settings)]
     finally:
         asked.close()
+        look.close()
 
 
 def without_what_follows(checks: Sequence[Check], settings: Settings) -> list[Check]:

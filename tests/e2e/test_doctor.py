@@ -6,6 +6,7 @@ import re
 import signal
 import socket
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from time import perf_counter
 
@@ -13,6 +14,7 @@ import psutil
 import pytest
 
 from tests.support.cli import Cli, Finished, is_one_line, private_cli
+from tests.support.docker import IMAGE, Daemon
 
 
 @pytest.fixture
@@ -97,6 +99,7 @@ def test_nothing_that_hangs_holds_it_up_and_no_secret_is_shown(cli: Cli) -> None
             "TEMPORAL_ADDRESS": f"127.0.0.1:{port}",
             "TEMPORAL_API_KEY": "hunter5",
         }
+        cli.env["DOCKER_HOST"] = f"tcp://127.0.0.1:{port}"
         for more in ({}, elsewhere):
             began = perf_counter()
             finished = cli.run("doctor", "--docker", "--json", env={"PATH": str(tools), **more})
@@ -126,3 +129,45 @@ def test_ctrl_c_leaves_nothing(cli: Cli) -> None:
     running.signal(signal.SIGINT)
     assert running.end(10).code == 130
     assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_container_is_left_however_it_ends(
+    cli: Cli, daemon: Daemon, leaves_no_container: None, number: signal.Signals
+) -> None:
+    """At Ctrl-C it is gone when we are; killed, it ends by itself."""
+    (cli.cwd / "own.yaml").write_text(f"{{name: own, backend: container, container: {{image: '{IMAGE}'}}}}")
+    with (
+        socket.create_server((daemon.gateway, 0), backlog=10) as mute,
+        closing(daemon.client().events(filters={"event": ["start", "destroy"]}, decode=True)) as events,
+    ):
+        environ = {
+            "DOCKER_HOST": daemon.host,
+            "TASKRUNNER_TEMPLATES": str(cli.cwd),
+            "TASKRUNNER_DATABASE_URL": "postgresql://127.0.0.1:1/x",
+            "TASKRUNNER_PUBLIC_URL": f"http://{daemon.gateway}:{mute.getsockname()[1]}",
+        }
+        running = cli.start("doctor", env=environ)
+        started = next(events)
+        assert started["Actor"]["Attributes"]["name"].startswith("tr-check-")
+        running.signal(number)
+        assert running.end(20).code == (130 if number is signal.SIGINT else -signal.SIGKILL)
+        if number is signal.SIGINT:
+            assert daemon.client().containers(all=True, filters={"name": "tr-check-"}) == []
+        assert next(events)["Action"] == "destroy"
+
+
+def test_the_look_from_inside_a_container_is_told(cli: Cli, daemon: Daemon, leaves_no_container: None) -> None:
+    (cli.cwd / "own.yaml").write_text(f"{{name: own, backend: container, container: {{image: '{IMAGE}'}}}}")
+    cli.env |= {"DOCKER_HOST": daemon.host, "TASKRUNNER_TEMPLATES": str(cli.cwd)}
+    checks = checks_of(cli.run("doctor", "--docker", "--json"), ok=True)
+    assert checks["containers"]["found"].startswith(f"a container of {IMAGE} reached http://host.docker.internal:")
+    with cli.dev():  # whose own listener is called, once the first container has made it open one
+        assert cli.run("run", "--template", "own", "true").code == 0
+        [port] = json.loads((cli.home / "doors.json").read_text()).values()
+        found = checks_of(cli.run("doctor", "--docker", "--json"), ok=True)["containers"]["found"]
+        assert found.endswith(f"http://host.docker.internal:{port}")
+    cli.env["DOCKER_HOST"] = f"unix://{cli.cwd}/none"
+    found = checks_of(cli.run("doctor", "--docker", "--json"), ok=False)["containers"]
+    assert found["status"] == "not needed"
+    assert found["found"].startswith("not looked at: Docker does not answer at unix://")

@@ -1,6 +1,7 @@
 """What the doctor says of each thing in each state that it can be in, and that it never waits for one."""
 
 import asyncio
+import http.server
 import json
 import os
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,6 +23,7 @@ from cli.doctor import postgres as databases
 from cli.doctor import programs
 from cli.doctor import temporal as temporals
 from cli.doctor.check import Check, Status, ok
+from cli.doctor.containers import ContainerLook
 from cli.doctor.examination import Role, find_setup, plan, read_what_can_be, run_all
 from cli.doctor.ports import check_ports
 from cli.doctor.programs import Programs
@@ -30,6 +33,7 @@ from messages.keys import create_keys
 from messages.settings import Settings
 from store.schema import MIGRATIONS
 from tests.support.api import API_TOKEN, RunningApi
+from tests.support.docker import IMAGE, Daemon, remote_daemon
 from tests.support.temporal import dev_server_path
 from workers.children import STACK_MARKER
 from workers.postgres import start_postgres
@@ -166,6 +170,101 @@ def test_docker_is_needed_only_where_it_was_asked_for(asked: Programs, tools: Pa
         is_told(programs.check_docker(asked, needed=True), Status.BROKEN)
     program(tools / "docker", "echo 29.1.0")
     is_told(programs.check_docker(asked, needed=True), Status.OK, "29.1.0")
+
+
+# Containers
+
+
+@pytest.fixture
+def look(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> Iterator[ContainerLook]:
+    """A look from inside a container of the tests' own daemon."""
+    monkeypatch.setenv("DOCKER_HOST", daemon.host)
+    look = ContainerLook(3.0)
+    yield look
+    look.close()
+
+
+@pytest.fixture
+def with_image(tmp_path: Path) -> Settings:
+    """Settings of a home with a template whose image the daemon has."""
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    (templates / "own.yaml").write_text(f"{{name: own, backend: container, container: {{image: '{IMAGE}'}}}}")
+    return Settings(home=tmp_path / "home", templates=templates)
+
+
+def elsewhere(settings: Settings, url: str | None) -> Settings:
+    return settings.model_copy(update={"public_url": url})
+
+
+def test_containers_that_will_reach_the_embedded_stack(look: ContainerLook, with_image: Settings) -> None:
+    check = look.embedded(with_image, None, None)
+    is_told(check, Status.OK, f"a container of {IMAGE} reached http://host.docker.internal:")
+
+
+@contextmanager
+def page(daemon: Daemon, text: bytes) -> Iterator[str]:
+    """The URL, where containers reach it, of a server whose every page says the same."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer((daemon.gateway, 0), Page) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://{daemon.gateway}:{server.server_port}"
+        server.shutdown()
+
+
+OURS = b'{"status": "ok", "service": "taskrunner"}'
+
+
+def test_containers_that_reach_a_service_at_its_url(look: ContainerLook, with_image: Settings, daemon: Daemon) -> None:
+    with page(daemon, OURS) as url:
+        is_told(look.of_services(elsewhere(with_image, url)), Status.OK, f"a container of {IMAGE} reached {url}")
+    is_told(look.of_services(elsewhere(with_image, url)), Status.BROKEN, url, "refused", "TASKRUNNER_PUBLIC_URL")
+    with page(daemon, b"<h1>It works!</h1>") as url:
+        check = look.of_services(elsewhere(with_image, url))
+    is_told(check, Status.BROKEN, url, "not taskrunner's API: <h1>It works!</h1>", "correct TASKRUNNER_PUBLIC_URL")
+    is_told(look.of_services(elsewhere(with_image, None)), Status.BROKEN, "set TASKRUNNER_PUBLIC_URL")
+    loopback = elsewhere(with_image, "http://localhost:8070")
+    is_told(look.of_services(loopback), Status.BROKEN, "inside a container is the container itself")
+
+
+def test_what_was_not_looked_at_is_told(
+    with_image: Settings, daemon: Daemon, monkeypatch: pytest.MonkeyPatch, nobody: int
+) -> None:
+    def check(host: str, public_url: str | None = None) -> Check:
+        monkeypatch.setenv("DOCKER_HOST", host)
+        return ContainerLook(1.0).embedded(elsewhere(with_image, public_url), None, None)
+
+    away = check(f"unix://{daemon.folder}/none")
+    is_told(away, Status.NOT_NEEDED, "not looked at: Docker does not answer at unix://")
+    is_told(check(f"tcp://127.0.0.1:{nobody}"), Status.NOT_NEEDED, "not looked at", str(nobody))
+    unanswered = check(daemon.host, "http://api.example:8070")
+    is_told(unanswered, Status.NOT_NEEDED, "no service runs that would answer at http://api.example", "taskrunner dev")
+
+
+def test_a_remote_daemon_needs_a_url_and_ports_that_can_be_reached(
+    with_image: Settings, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with remote_daemon(daemon) as host, page(daemon, OURS) as url:
+        monkeypatch.setenv("DOCKER_HOST", host)
+        look = ContainerLook(3.0)
+        is_told(look.embedded(with_image, None, None), Status.BROKEN, host, "set TASKRUNNER_PUBLIC_URL")
+        there = elsewhere(with_image, url)
+        is_told(look.of_services(there), Status.BROKEN, "published on its loopback", "set container.publish")
+        assert with_image.templates
+        (with_image.templates / "there.yaml").write_text(
+            f"{{name: there, backend: container, container: {{image: '{IMAGE}', publish: 0.0.0.0}}}}"
+        )
+        is_told(look.of_services(there), Status.OK, url)
+        look.close()
 
 
 # Temporal
@@ -457,7 +556,8 @@ def test_what_is_needed_depends_on_the_setup(
         settings, wrong = read_what_can_be()
         assert wrong == []
         setup = find_setup(settings)
-        checks = run_all(plan(setup, asked, docker=False), seconds=20)
+        with closing(ContainerLook(1.0)) as look:
+            checks = run_all(plan(setup, asked, look, docker=False), seconds=20)
         return setup.role, {check.name for check in checks if check.status is not Status.NOT_NEEDED}
 
     always = {"python", "git", "agent-shell"}

@@ -10,13 +10,15 @@ import json
 import os
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import tempfile
 import threading
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -112,6 +114,37 @@ class Daemon:
         """Remove what a killed daemon has left: where nobody reaps its zombies, they would pass for living ones."""
         for path in (self.folder / "pid", self.folder / "exec/containerd/containerd.pid"):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def remote_daemon(daemon: Daemon) -> Iterator[str]:
+    """The daemon as if it were on another machine: yields its ``DOCKER_HOST``, an address that is no loopback."""
+
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.socket(socket.AF_UNIX) as there:
+                there.connect(str(daemon.socket))
+                back = threading.Thread(target=copy, args=(there, self.request))
+                back.start()
+                copy(self.request, there)
+                back.join()
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server((daemon.gateway, 0), Forward) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"tcp://{daemon.gateway}:{server.server_address[1]}"
+        server.shutdown()
 
 
 def _drain(stream: Any) -> None:

@@ -1,49 +1,21 @@
 """A Docker daemon on another machine: nothing but its API and its network is shared with it."""
 
 import asyncio
-import socket
-import socketserver
-import threading
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 
 from activities.errors import BackendUnusable
 from tests.integration.containers.conftest import Workshop
 from tests.integration.containers.test_container_life import run
-from tests.support.docker import Daemon
+from tests.support.docker import Daemon, remote_daemon
 
 
 @pytest.fixture
 def remote(daemon: Daemon) -> Iterator[dict[str, str]]:
     """The environment of whoever reaches the daemon over TCP at an address that is not loopback."""
-
-    def copy(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                target.sendall(data)
-        for end in (source, target):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    class Forward(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            with socket.socket(socket.AF_UNIX) as there:
-                there.connect(str(daemon.socket))
-                back = threading.Thread(target=copy, args=(there, self.request))
-                back.start()
-                copy(self.request, there)
-                back.join()
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-        block_on_close = False
-
-    with Server((daemon.gateway, 0), Forward) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield {**daemon.environ, "DOCKER_HOST": f"tcp://{daemon.gateway}:{server.server_address[1]}"}
-        server.shutdown()
+    with remote_daemon(daemon) as host:
+        yield {**daemon.environ, "DOCKER_HOST": host}
 
 
 async def test_preflight_says_what_to_set(workshop: Workshop, daemon: Daemon, remote: dict[str, str]) -> None:
