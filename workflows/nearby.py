@@ -13,6 +13,7 @@ from temporalio.exceptions import ActivityError, ApplicationError, FailureError,
 from temporalio.workflow import ActivityConfig
 
 from workflows import options
+from workflows.cancellation import cancel_requested
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -37,7 +38,7 @@ async def here_first(
                 step, request, **options.local(config.get("summary") or "", options.HERE)
             )
         except FailureError as e:
-            if is_cancelled_exception(e):
+            if is_cancelled_exception(e) and cancel_requested():
                 raise
             if isinstance(e, ApplicationError) and e.non_retryable:
                 raise _activity_error(step.__name__) from e

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -120,3 +121,26 @@ async def test_what_may_take_long_is_an_activity_at_once(scene: MakeScene) -> No
     s.world.hooks.update(dict.fromkeys(SHORT_STEPS, never_here))
     await run_to_its_end(s)
     assert {"preflight_task", "create_session"} <= set(await scheduled(s))
+
+
+@pytest.mark.parametrize("step", SHORT_STEPS)
+async def test_a_worker_that_stops_in_the_first_try_leaves_the_step_to_the_next_one(
+    real_scene: MakeScene, step: str
+) -> None:
+    """S21"""
+    s = real_scene(readiness="immediate")
+    inside = asyncio.Event()
+
+    async def hold(_: Any) -> Any:
+        inside.set()
+        await asyncio.Event().wait()
+
+    s.world.hooks[step] = hold
+    async with s.worker(graceful_shutdown_timeout=timedelta(0)):
+        handle = await s.start(task_timeout=timedelta(seconds=4))
+        await inside.wait()
+    del s.world.hooks[step]
+    async with s.worker():
+        await handle.signal(names.SESSION_FINISHED, finished(s.task))
+        await handle.result()
+    assert s.world.calls.count("provision_workspace") == 1
