@@ -9,12 +9,12 @@ from datetime import timedelta
 from enum import Enum, auto
 
 from temporalio.api.common.v1 import Payloads, WorkflowExecution
-from temporalio.api.errordetails.v1 import NamespaceNotFoundFailure
 from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
 from api.single_flight import SingleFlight
+from api.temporal_setup import namespace_is_missing
 from store.callbacks import STORED_CALLBACKS
 from store.changes import Watch
 from store.errors import RegistryError
@@ -139,7 +139,7 @@ class Forwarder:
 
 def _judge(error: RPCError, callback: Callback) -> Sent:
     what = f"{callback.signal} for {callback.workflow_id}"
-    if error.status is RPCStatusCode.NOT_FOUND and not _namespace_is_missing(error):
+    if error.status is RPCStatusCode.NOT_FOUND and not namespace_is_missing(error):
         return Sent.NO_WORKFLOW
     if error.status in (RPCStatusCode.INVALID_ARGUMENT, RPCStatusCode.FAILED_PRECONDITION):
         # For example more signals than one workflow may have. It will not be taken later either.
@@ -147,10 +147,3 @@ def _judge(error: RPCError, callback: Callback) -> Sent:
         return Sent.NO_WORKFLOW
     _log.warning("%s: Temporal is away: %s", what, error.message)
     return Sent.AWAY
-
-
-def _namespace_is_missing(error: RPCError) -> bool:
-    """Whether it is the namespace that was not found: a Temporal that is not (yet) set up, not a closed workflow."""
-    with contextlib.suppress(Exception):
-        return any(detail.Is(NamespaceNotFoundFailure.DESCRIPTOR) for detail in error.grpc_status.details)
-    return False

@@ -5,11 +5,12 @@ from collections.abc import Awaitable
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 
-from api.dependencies import Api
+from api.dependencies import Api, Services
 from api.problems import RETRY_AFTER_SECONDS
+from api.temporal_setup import find_setup_problem
 from messages.names import SERVICE
+from store.errors import MigrationError
 
 CHECK_SECONDS = 3.0
 
@@ -24,26 +25,42 @@ async def healthz() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(api: Api) -> JSONResponse:
-    """Say whether Temporal and PostgreSQL answer: 200 where both do, 503 where one does not, and which."""
-    namespace = DescribeNamespaceRequest(namespace=api.temporal.namespace)
-    checks = {
-        "temporal": _answers(api.temporal.workflow_service.describe_namespace(namespace)),
-        "registry": _answers(api.registry.ping()),
-    }
-    parts = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
-    if all(parts.values()):
-        return JSONResponse({"status": "ok", "parts": dict.fromkeys(parts, "ok")})
+    """Say whether Temporal and PostgreSQL answer and are set up: 200 where both are, else 503.
+
+    Of each part: ``ok``, ``away``, or ``not set up``, for which ``problems`` says what is wrong and what mends it.
+    """
+    checks = {"temporal": _check(_temporal(api)), "registry": _check(_registry(api))}
+    found = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
+    parts = {name: "not set up" if state not in _STATES else state for name, state in found.items()}
+    if set(found.values()) == {"ok"}:
+        return JSONResponse({"status": "ok", "parts": parts})
+    problems = {name: state for name, state in found.items() if state not in _STATES}
     return JSONResponse(
-        {"status": "unavailable", "parts": {name: "ok" if ok else "away" for name, ok in parts.items()}},
+        {"status": "unavailable", "parts": parts, "problems": problems},
         503,
         {"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 
 
-async def _answers(call: Awaitable[object]) -> bool:
+_STATES = {"ok", "away"}
+
+
+async def _temporal(api: Services) -> str:
+    return str(await find_setup_problem(api.temporal) or "ok")
+
+
+async def _registry(api: Services) -> str:
+    try:
+        await api.registry.ping()
+    except MigrationError as e:
+        return str(e)
+    return "ok"
+
+
+async def _check(part: Awaitable[str]) -> str:
+    """Return ``ok``, ``away``, or what is wrong."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            await call
+            return await part
     except Exception:
-        return False
-    return True
+        return "away"

@@ -73,6 +73,11 @@ def unavailable(what: str, hint: str = "try again in a moment") -> Problem:
     return Problem(503, "unavailable", f"{what}; {hint}", headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
+def not_set_up(what: str, problem: str, hint: str) -> Problem:
+    """Return the 503 for a part of the service that lacks something: it does not help to come back alone."""
+    return Problem(503, "not-set-up", f"{what}: {problem}; {hint}")
+
+
 def registry_away() -> Problem:
     """Return the 503 for PostgreSQL being away."""
     return unavailable("the registry (PostgreSQL) is not available and the request needs it")
@@ -121,7 +126,7 @@ def install(app: FastAPI) -> None:
         return registry_away().response(request)
 
     async def on_wrong_schema(request: Request, error: Exception) -> JSONResponse:
-        return unavailable(f"the registry cannot be used: {error}", "then try again").response(request)
+        return not_set_up("the registry cannot be used", str(error), "then try again").response(request)
 
     async def on_disconnect(request: Request, _: Exception) -> JSONResponse:
         return Problem(400, "incomplete-body", "the connection ended within the request's body").response(request)

@@ -19,7 +19,8 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from api.problems import Problem, unavailable
+from api.problems import Problem, not_set_up, unavailable
+from api.temporal_setup import namespace_is_missing, setup_problem
 from messages.names import (
     STATUS_QUERY,
     TASK_QUEUE,
@@ -46,7 +47,7 @@ async def start_task(client: Client, task: TaskInput, *, queue: str = TASK_QUEUE
     """Start the task's workflow unless it runs or has run; raise a 503 problem while Temporal is away."""
     workflow_id = task_workflow_id(task.task_id)
     again = f"submit it again with its id to start it: --id {task.task_id}"
-    async with _answering(f"task {task.task_id!r} is recorded, but Temporal", again):
+    async with _answering(client, f"task {task.task_id!r} is recorded, but not started", again):
         try:
             await client.start_workflow(
                 TASK_RUNNER,
@@ -74,7 +75,7 @@ async def start_task(client: Client, task: TaskInput, *, queue: str = TASK_QUEUE
 
 async def cancel_task(client: Client, task_id: str) -> bool:
     """Ask the task's workflow to cancel; False where no such workflow runs. Raises a 503 problem."""
-    async with _answering(f"task {task_id!r} was not cancelled: Temporal", "try again in a moment"):
+    async with _answering(client, f"task {task_id!r} was not cancelled"):
         try:
             handle = client.get_workflow_handle(task_workflow_id(task_id))
             # Temporal answers a request to cancel a closed workflow as if it had been of use.
@@ -83,7 +84,7 @@ async def cancel_task(client: Client, task_id: str) -> bool:
                 return False
             await handle.cancel(rpc_timeout=timedelta(seconds=RPC_SECONDS))
         except RPCError as e:
-            if e.status is RPCStatusCode.NOT_FOUND:
+            if e.status is RPCStatusCode.NOT_FOUND and not namespace_is_missing(e):
                 return False
             raise
     return True
@@ -91,13 +92,13 @@ async def cancel_task(client: Client, task_id: str) -> bool:
 
 async def task_progress(client: Client, task_id: str) -> TaskProgress | None:
     """Ask the task's workflow what it waits for; None where there is no such workflow. Raises a 503 problem."""
-    async with _answering(f"what task {task_id!r} waits for is not known: Temporal", "try again in a moment"):
+    async with _answering(client, f"what task {task_id!r} waits for is not known"):
         try:
             return await client.get_workflow_handle(task_workflow_id(task_id)).query(
                 STATUS_QUERY, result_type=TaskProgress, rpc_timeout=timedelta(seconds=RPC_SECONDS)
             )
         except RPCError as e:
-            if e.status is RPCStatusCode.NOT_FOUND:
+            if e.status is RPCStatusCode.NOT_FOUND and not namespace_is_missing(e):
                 return None
             raise
 
@@ -131,18 +132,20 @@ async def require_worker(client: Client, host_id: str) -> None:
 
 
 @asynccontextmanager
-async def _answering(what: str, hint: str) -> AsyncGenerator[None]:
-    """Turn every way in which Temporal can fail to answer into a 503 problem."""
+async def _answering(client: Client, what: str, hint: str = "try again") -> AsyncGenerator[None]:
+    """Turn every way in which Temporal can fail to answer into a 503 problem, which says ``what`` came of it."""
     try:
         # The outer limit also covers connecting, which a lazy client does within its first call.
         async with asyncio.timeout(RPC_SECONDS + 0.5):
             yield
     except RPCError as e:
-        _log.warning("%s answered %s: %s", what, e.status.name, e.message)
-        raise unavailable(f"{what} answered {e.status.name}: {e.message[:300]}", hint) from e
+        _log.warning("%s: Temporal answered %s: %s", what, e.status.name, e.message)
+        if wrong := setup_problem(e, client.namespace):
+            raise not_set_up(what, str(wrong), f"then {hint}") from e
+        raise unavailable(f"{what}: Temporal answered {e.status.name}: {e.message[:300]}", hint) from e
     except (TimeoutError, RuntimeError) as e:
-        _log.warning("%s is away: %s", what, e or "no answer")
-        raise unavailable(f"{what} is away", hint) from e
+        _log.warning("%s: Temporal is away: %s", what, e or "no answer")
+        raise unavailable(f"{what}: Temporal is away", hint) from e
 
 
 def _summary(prompt: str) -> str:

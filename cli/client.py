@@ -244,6 +244,8 @@ class ApiClient:
         if code < 400:
             return
         text = _problem_text(answer)
+        if _problem_type(answer) == "not-set-up":  # waiting does not help
+            raise Unreachable(f"{self.service.shown_url} cannot do it: {text}")
         if code >= 500 or code in {408, 425, 429}:
             raise Disconnected(f"{self.service.shown_url} cannot answer now: {text}; try again later")
         raise (Refused if code in {404, 409} else UsageError)(text)
@@ -284,6 +286,13 @@ def _problem_text(answer: httpx.Response) -> str:
     except (ValueError, AttributeError, KeyError):
         text = None
     return str(text) if text else f"HTTP {answer.status_code} {answer.reason_phrase}"
+
+
+def _problem_type(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json().get("type")).rpartition(":")[2]
+    except (ValueError, AttributeError):
+        return ""
 
 
 def _read(model: type[_View], answer: httpx.Response) -> _View:

@@ -50,10 +50,19 @@ def _refused(service: Service) -> tuple[str, str]:
 
 def _check_ready(found: str, get: Callable[[str], httpx.Response]) -> Check:
     try:
-        answer = get("/readyz")
-        away = [str(part) for part, state in answer.json()["parts"].items() if state != "ok"]
+        answer = get("/readyz").json()
+        away = [str(part) for part, state in answer["parts"].items() if state != "ok"]
+        problems = [str(text) for text in answer.get("problems", {}).values()]
     except (httpx.HTTPError, ValueError, AttributeError, KeyError):
-        away = ["Temporal or PostgreSQL"]
+        away, problems = ["Temporal or PostgreSQL"], []
+    if problems:
+        problem, _, mend = problems[0].partition("; ")
+        return broken(
+            "api",
+            found,
+            f"it answers, but {problem}",
+            mend.removeprefix("mend it: ").removeprefix("run: ") or "see its log",
+        )
     if not away:
         return ok("api", f"{found}, ready, takes our token")
     names = " and ".join({"temporal": "Temporal", "registry": "PostgreSQL"}.get(part, part) for part in away)

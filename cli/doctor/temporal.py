@@ -5,12 +5,9 @@ import shutil
 from pathlib import Path
 
 import httpx
-from temporalio.api.enums.v1 import IndexedValueType
-from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
-from temporalio.client import Client
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError
 
+from api.temporal_setup import find_setup_problem, missing_attributes, setup_problem
 from cli.doctor.check import PATIENCE_SECONDS, Check, broken, from_error, ok, warning
 from cli.doctor.programs import Programs, version_in
 from messages.search_attributes import SEARCH_ATTRIBUTES
@@ -21,7 +18,6 @@ from workers.temporal_binary import DOWNLOADS, GO_PACKAGE, INSTALL_HINT, cache_f
 
 _CLI = "temporal-cli"
 _SERVER = "temporal-server"
-_SCRIPT = Path(__file__).parents[2] / "deploy" / "temporal" / "register-search-attributes.sh"
 
 
 def check_cli(programs: Programs, named: Path | None, *, downloads: str = DOWNLOADS) -> Check:
@@ -79,34 +75,17 @@ def check_server(address: str | None = None, *, seconds: float = PATIENCE_SECOND
     except StackError as e:
         return from_error(_SERVER, found, e)
     except RPCError as e:
-        if e.status is RPCStatusCode.NOT_FOUND:
-            mend = f"temporal operator namespace create --namespace {namespace}"
-            return broken(_SERVER, found, "there is no such namespace", mend)
-        if e.status in {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED}:
-            return broken(_SERVER, found, "it does not let us in", "set TEMPORAL_API_KEY, or correct temporal.toml")
+        if wrong := setup_problem(e, namespace):
+            return broken(_SERVER, found, *wrong)
         return broken(_SERVER, found, f"it answers with an error: {without_user_info(e.message)}", "see its log")
 
 
 async def _check_server(address: str | None, found: str) -> Check:
     client = await connect(address)
-    await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
-    try:
-        missing = await _missing_attributes(client)
-    except RPCError as e:
-        if e.status not in {RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNIMPLEMENTED}:
-            raise
+    if wrong := await find_setup_problem(client):
+        return broken(_SERVER, found, *wrong)
+    if await missing_attributes(client) is None:
         names = ", ".join(key.name for key in SEARCH_ATTRIBUTES)
         problem = f"we may not ask for its search attributes; it needs {names}"
         return warning(_SERVER, found, problem, "look at the namespace's search attributes")
-    if missing:
-        script = str(_SCRIPT) if _SCRIPT.exists() else "deploy/temporal/register-search-attributes.sh"
-        return broken(_SERVER, found, f"search attributes are missing (as Keyword): {', '.join(missing)}", script)
     return ok(_SERVER, f"{found}, search attributes registered")
-
-
-async def _missing_attributes(client: Client) -> list[str]:
-    answer = await client.operator_service.list_search_attributes(
-        ListSearchAttributesRequest(namespace=client.namespace)
-    )
-    keyword = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
-    return [key.name for key in SEARCH_ATTRIBUTES if answer.custom_attributes.get(key.name) != keyword]

@@ -1,6 +1,7 @@
 """What the API does while Temporal, PostgreSQL or both are away: stopped for real, and started again."""
 
 import asyncio
+import subprocess
 import time
 from collections.abc import AsyncIterator
 
@@ -9,21 +10,25 @@ from psycopg.types.json import Jsonb
 from temporalio import activity
 from temporalio.client import Client
 from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from api import forwarding
+from cli.client import ApiClient, Disconnected
+from cli.discovery import Service
+from cli.errors import Unreachable
 from messages.keys import Keyring
 from messages.names import SESSION_FINISHED, WORKSPACE_READY, host_task_queue, task_workflow_id
 from messages.signals import WorkspaceReady
 from messages.statuses import TaskStatus, Verdict
-from messages.tasks import TaskOutcome
+from messages.tasks import TaskOutcome, TaskRequest
 from store.callbacks import STORED_CALLBACKS
 from store.database import Connection
 from store.records import Callback
 from store.registry import Registry
 from tests.support.api import API_TOKEN, RunningApi, Workspace, eventually, postgres_away, serving, signals, unique
 from tests.support.records import rows
-from tests.support.temporal import DevServer
+from tests.support.temporal import DevServer, dev_server_path
 
 pytest_plugins = ["tests.support.temporal", "tests.support.api"]
 
@@ -245,6 +250,53 @@ async def test_with_both_away_the_callback_is_refused_with_a_time_to_come_back(
         assert "send it again" in answer.json()["detail"]
         parts = (await own.anyone.get("/readyz")).json()["parts"]
         assert parts == {"temporal": "away", "registry": "away"}
+
+
+async def test_what_temporal_lacks_is_told_with_the_command_that_mends_it(
+    registry: Registry, keys: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Waiting does not help: it is no outage. Mended by that very command, the same request starts the task."""
+    await registry.tokens.add("tests", API_TOKEN)
+    body = {"id": unique("t"), "prompt": "true", "backend": "local"}
+    async with await WorkflowEnvironment.start_local(
+        dev_server_existing_path=dev_server_path(),
+        dev_server_log_level="error",
+        data_converter=pydantic_data_converter,
+    ) as bare:
+        target = bare.client.service_client.config.target_host
+        nowhere = await Client.connect(target, namespace="nowhere", data_converter=pydantic_data_converter, lazy=True)
+        async with serving(registry, nowhere, keys) as api:
+            told = (
+                "Temporal has no namespace 'nowhere'; mend it: temporal operator namespace create --namespace nowhere"
+            )
+            for answer in (
+                await api.user.post("/api/tasks", json=body),
+                await api.user.post(f"/api/tasks/{body['id']}/cancel"),
+            ):
+                assert (answer.status_code, "retry-after" in answer.headers) == (503, False)
+                assert answer.json()["type"] == "urn:taskrunner:problem:not-set-up"
+                assert told in answer.json()["detail"]
+            ready = await api.anyone.get("/readyz")
+            assert ready.status_code == 503
+            assert ready.json()["parts"] == {"temporal": "not set up", "registry": "ok"}
+            assert ready.json()["problems"] == {"temporal": told}
+            async with ApiClient(Service(api.url, API_TOKEN)) as client:
+                with pytest.raises(Unreachable, match="namespace create") as refused:
+                    await client.submit(TaskRequest.model_validate(body))
+            assert not isinstance(refused.value, Disconnected)  # which would be tried for two minutes
+            assert "try again later" not in str(refused.value)
+        async with serving(registry, bare.client, keys) as api:
+            answer = await api.user.post("/api/tasks", json=body)
+            assert answer.status_code == 503
+            assert "search attributes are missing in Temporal's namespace 'default'" in answer.json()["detail"]
+            problem = (await api.anyone.get("/readyz")).json()["problems"]["temporal"]
+            assert "TaskStatus, TaskStep, WorkspaceBackend, WorkspaceId" in problem
+            monkeypatch.setenv("TEMPORAL_ADDRESS", target)
+            monkeypatch.setenv("TASKRUNNER_TEMPORAL_BIN", dev_server_path())
+            mend = problem.rpartition("mend it: ")[2]
+            await asyncio.to_thread(subprocess.run, mend, shell=True, check=True, capture_output=True)
+            assert (await api.anyone.get("/readyz")).status_code == 200
+            assert (await api.user.post("/api/tasks", json=body)).status_code == 200
 
 
 async def test_a_task_that_temporal_misses_stays_queued_and_a_repeat_starts_it(

@@ -327,7 +327,7 @@ async def test_a_namespace_and_its_search_attributes_have_to_be_there(monkeypatc
         is_told(await asyncio.to_thread(temporals.check_server), Status.OK, target, "namespace default")
         monkeypatch.setenv("TEMPORAL_NAMESPACE", "nowhere")
         check = await asyncio.to_thread(temporals.check_server)
-        is_told(check, Status.BROKEN, "no such namespace", "namespace create --namespace nowhere")
+        is_told(check, Status.BROKEN, "no namespace 'nowhere'", "namespace create --namespace nowhere")
 
 
 # PostgreSQL
