@@ -158,6 +158,8 @@ async def check_repository(git: Git, ref: str | None) -> str:
     """Return the commit that a task starts from; raise :class:`InvalidTask` saying what to do about ``git.cwd``."""
     path = git.cwd
     await asyncio.to_thread(_check_folder, path)
+    if commit := await git.commit_of(ref or "HEAD"):
+        return commit
     try:
         await git.run("rev-parse", "--git-dir")
     except GitError as e:
@@ -165,9 +167,6 @@ async def check_repository(git: Git, ref: str | None) -> str:
         if "not a git repository" in text:
             raise InvalidTask(await asyncio.to_thread(_why_no_repository, path)) from e
         raise InvalidTask(f"{path} cannot be used: {text}") from e
-    commit = await git.commit_of(ref or "HEAD")
-    if commit:
-        return commit
     if ref and await git.commit_of("HEAD"):
         raise InvalidTask(f"{ref!r} names no commit in {path}; see: git -C {path} branch --all")
     if ref:

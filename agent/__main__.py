@@ -24,9 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     serving = commands.add_parser("serve", help="boot, serve HTTP, report, beat and run sessions until SIGTERM")
     serving.add_argument("--config", type=Path, required=True)
     serving.add_argument("--listen-fd", type=int, help="descriptor of a socket that listens already")
+    serving.add_argument("--go-fd", type=int, help="descriptor of a pipe: wait for a byte; end where it closes without")
     preparing = commands.add_parser("prepare", help="only prepare the checkout")
     preparing.add_argument("--config", type=Path, required=True)
     given = parser.parse_args(arguments)
+    if given.name == "serve" and given.go_fd is not None and not _may_go(given.go_fd):
+        return _fail("what started it has ended before the workspace was whole")
     try:
         config = read_config(given.config, serving=given.name == "serve")
         if given.name == "serve":
@@ -46,6 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(0)
     return 0
+
+
+def _may_go(pipe: int) -> bool:
+    """Wait until whoever started us says that the workspace is whole; False where it ends, or gives up, before that."""
+    goes = os.read(pipe, 1) != b""
+    os.close(pipe)
+    return goes
 
 
 def _fail(text: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import re
 import threading
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BATCH_BYTES = 128 * 1024
-FLUSH_SECONDS = 0.04  # a batch is to leave at most 50 ms after its first byte came
+FLUSH_SECONDS = 0.04  # between two batches: each is to leave at most 50 ms after its first byte came
 MAX_BODY_BYTES = 240 * 1024  # the API takes 256 KiB; control characters grow sixfold in JSON
 MAX_BACKLOG_BYTES = 256 * 1024 * 1024  # more than this waits in the process's pipe, so a full disk is not our doing
 _SEGMENT_BYTES = 4 * 1024 * 1024
@@ -48,7 +49,7 @@ class OutputSpool:
         self._notify = notify
         self._lock = threading.Lock()
         self._ended = False
-        self._first_at = time.monotonic()
+        self._taken_at = -math.inf
         self._segments: list[tuple[int, Path]] = sorted(
             (int(match.group(1)), path)
             for path in folder.iterdir()
@@ -99,8 +100,6 @@ class OutputSpool:
                 self._lost += len(data)
                 return
             self._lost = 0
-            if before == 0:
-                self._first_at = time.monotonic()
             wakes = before == 0 or before < BATCH_BYTES <= before + len(data)
         if wakes:
             self._notify()
@@ -124,7 +123,7 @@ class OutputSpool:
         with self._lock:
             while self._acknowledged < self._size:
                 backlog = self._size - self._acknowledged
-                wait = self._first_at + FLUSH_SECONDS - time.monotonic()
+                wait = self._taken_at + FLUSH_SECONDS - time.monotonic()
                 if backlog < BATCH_BYTES and not self._ended and wait > 0:
                     return wait
                 text = self._read()
@@ -139,7 +138,7 @@ class OutputSpool:
         """Note that the API has everything before ``end``."""
         with self._lock:
             self._acknowledged = end
-            self._first_at = time.monotonic()
+            self._taken_at = time.monotonic()
             self._keep_acknowledged()
             while self._segments:
                 following = self._segments[1][0] if len(self._segments) > 1 else self._size

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import socket
 import sys
 from abc import abstractmethod
@@ -199,14 +200,15 @@ class HostBackend(Backend):
             record = self._read(folder)
             agent = await asyncio.to_thread(self._find_agent, spec.compute, folder, record)
             port = _port(folder)
-            if agent and port and not (record and record.ending):
+            # One that is not in the record was started by a worker that died: nobody may have told it to go on.
+            if agent and port and (record is None or (record.process == agent and not record.ending)):
                 record = record or await self._recover(spec)
                 self._write(folder, record.model_copy(update={"process": agent, "prepared": True}))
                 return self._handle(spec, port)
             if record and record.ending and record.prepared:
                 raise AttemptNotWanted(f"workspace {spec.compute.name} is being taken down")
             try:
-                if agent:  # its configuration is lost, so nobody could reach it
+                if agent:  # or its configuration is lost, so nobody could reach it
                     await self._end_processes(spec.compute, agent)
                 port = await self._bring_up(spec, folder, lock, record)
             except BaseException:
@@ -258,10 +260,10 @@ class HostBackend(Backend):
         return [record.compute for record in records if record and record.backend is self.kind]
 
     async def process_to_watch(self, compute: Compute) -> ProcessId | None:
-        """Return the agent's process, dead or alive; None where there was none, or where we are ending it ourselves."""
+        """Return the agent's process, dead or alive; None where none serves yet, or we are ending it ourselves."""
         folder = self._folder(compute)
         record = self._read(folder)
-        if record is None or record.ending:
+        if record is None or record.ending or record.process is None:
             return None
         return await asyncio.to_thread(self._find_agent, compute, folder, record) or record.process
 
@@ -346,6 +348,7 @@ class HostBackend(Backend):
 
     async def _bring_up(self, spec: WorkspaceSpec, folder: Path, lock: int, record: ComputeRecord | None) -> int:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        waits, go = os.pipe()
         try:
             listener.bind(("127.0.0.1", 0))
             listener.listen(socket.SOMAXCONN)
@@ -357,15 +360,19 @@ class HostBackend(Backend):
                     await self._clear(folder, record)
                 record = self._new_record(spec)
                 self._write(folder, record)
-                write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
                 if record.url and record.base_commit:
                     await self._mirror(record.url).provide(record.base_commit, spec.tell)
+            write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
+            # It loads while the checkout is made, and ends where the pipe closes without a word.
+            process = await to_its_end(self._start, spec, folder, listener.fileno(), waits)
+            if not record.prepared:
                 await self._warn(spec, record)
                 record = (await self._prepare(spec, record, folder, lock)).model_copy(update={"prepared": True})
                 self._write(folder, record)
-            write_private(folder / "config.json", json.dumps(self._config(spec, folder, port)))
-            process = await to_its_end(self._start, spec, folder, listener)
+            os.write(go, b"\n")
         finally:
+            os.close(go)
+            os.close(waits)
             listener.close()
         self._started(folder, record, process)
         await scopes.move_to_scope(spec.compute.name, process, env=self._env)
@@ -393,16 +400,17 @@ class HostBackend(Backend):
 
     def _agent_argv(self, command: str, folder: Path) -> list[str]:
         assert self._zipapp is not None
-        return [sys.executable, "-I", str(self._zipapp), command, "--config", str(folder / "config.json")]
+        # Without site, which looks through what is installed: the agent needs nothing but the standard library.
+        return [sys.executable, "-I", "-S", str(self._zipapp), command, "--config", str(folder / "config.json")]
 
     def _agent_env(self, compute: Compute) -> dict[str, str]:
         return {**self._env, COMPUTE_MARKER: compute.name}
 
-    def _start(self, spec: WorkspaceSpec, folder: Path, listener: socket.socket) -> ProcessId:
-        argv = [*self._agent_argv("serve", folder), "--listen-fd", str(listener.fileno())]
+    def _start(self, spec: WorkspaceSpec, folder: Path, listener: int, go: int) -> ProcessId:
+        argv = [*self._agent_argv("serve", folder), "--listen-fd", str(listener), "--go-fd", str(go)]
         env = {**spec.harness_env, **self._agent_env(spec.compute)}
         try:
-            return processes.start(argv, cwd=folder, env=env, log=folder / "agent.log", pass_fds=[listener.fileno()])
+            return processes.start(argv, cwd=folder, env=env, log=folder / "agent.log", pass_fds=[listener, go])
         except OSError as e:
             raise ProvisionFailed(f"the workspace agent cannot be started: {e}", source=FailureSource.PROVIDER) from e
 

@@ -1,5 +1,6 @@
 """Backend ``worktree``: a git worktree of the user's repository on this host, on a branch of its own."""
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -41,8 +42,7 @@ class WorktreeBackend(HostBackend):
             return await self._check_url(task.repository.url, task.ref)
         assert task.repository.path is not None
         git = self._git(Path(task.repository.path))
-        commit = await check_repository(git, task.ref)
-        await check_result_branch(git, task.task_id)
+        commit, _ = await asyncio.gather(check_repository(git, task.ref), check_result_branch(git, task.task_id))
         return commit
 
     def _checkout_config(self, spec: WorkspaceSpec) -> dict[str, Any]:  # noqa: ARG002 (the agent has nothing to do)

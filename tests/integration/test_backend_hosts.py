@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import pytest
@@ -25,7 +26,7 @@ from activities.backends.contract import Compute, WorkspaceSpec
 from activities.backends.host import HostBackend
 from activities.errors import AttemptNotWanted, BackendUnusable, InvalidTask, ProvisionFailed
 from messages.activities import WorkspaceHandle
-from messages.statuses import BackendKind
+from messages.statuses import BackendKind, FailureSource
 from messages.templates import Template
 from tests.support.agent_process import TOKEN
 from tests.support.audit import audit_of_this_thread
@@ -203,8 +204,7 @@ asyncio.run(backend_class(home, environ=os.environ).provision(spec))
 async def test_killed_anywhere_while_provisioning_the_next_call_ends_with_one_process(
     backend: HostBackend, spec: WorkspaceSpec, home: Path, where: str
 ) -> None:
-    """S21, S22: what a worker's kill -9 left is adopted or finished; the agent outlives its worker."""
-
+    """S21, S22: what a worker's kill -9 left is adopted or finished; an agent that serves outlives its worker."""
     crashed = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", textwrap.dedent(_CRASH), where, str(home)],
@@ -214,7 +214,6 @@ async def test_killed_anywhere_while_provisioning_the_next_call_ends_with_one_pr
     )
     assert crashed.returncode == -signal.SIGKILL
     before = agents_of(spec.compute)
-    assert len(before) == (1 if where in {"process-started", "provisioned"} else 0)
     record = json.loads((folder_of(home, spec.compute) / "compute.json").read_text())
     assert bool(record["process"]) == (where == "provisioned")
 
@@ -222,11 +221,43 @@ async def test_killed_anywhere_while_provisioning_the_next_call_ends_with_one_pr
     assert await is_ready(handle)
     after = agents_of(spec.compute)
     assert len(after) == 1
-    if before:
+    if where == "provisioned":
         assert after == before  # adopted, not replaced
+    else:  # nobody knew of it
+        assert after != before
     process = await backend.process_to_watch(spec.compute)
     assert process is not None
     assert process.pid == after[0]
+
+
+async def test_the_agent_loads_while_the_checkout_is_made_and_serves_no_sooner(
+    backend: HostBackend, spec: WorkspaceSpec, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+    prepare = backend._prepare
+
+    async def watched(*args: Any) -> Any:
+        record = await prepare(*args)
+        seen.append((len(agents_of(spec.compute)), (folder_of(home, spec.compute) / "state/agent.lock").exists()))
+        return record
+
+    monkeypatch.setattr(backend, "_prepare", watched)
+    assert await is_ready(await backend.provision(spec))
+    prepares_itself = spec.template.backend is BackendKind.LOCAL  # and locks the state for that, in another process
+    assert seen == [(1, prepares_itself)]
+
+
+async def test_an_agent_that_waits_ends_with_a_provision_that_fails(
+    backend: HostBackend, spec: WorkspaceSpec, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> Any:
+        raise ProvisionFailed("there is no room", source=FailureSource.PROVIDER)
+
+    monkeypatch.setattr(backend, "_prepare", fail)
+    with pytest.raises(ProvisionFailed, match="no room"):
+        await backend.provision(spec)
+    assert agents_of(spec.compute) == []
+    assert not folder_of(home, spec.compute).exists()
 
 
 async def test_a_lost_compute_file_still_finds_the_process_by_its_marker(

@@ -38,20 +38,25 @@ def take_all(output: OutputSpool) -> str:
     return text
 
 
-def test_a_batch_leaves_a_moment_after_its_first_byte(tmp_path: Path) -> None:
+def test_what_comes_first_leaves_at_once_and_what_follows_a_moment_later(tmp_path: Path) -> None:
     output = spool(tmp_path / "s")
     assert output.batch() is None
     output.append("a")
+    found = output.batch()
+    assert isinstance(found, tuple)
+    assert json.loads(found[1]) == {"offset": 0, "chunks": ["a"]}
+    output.acknowledge(found[0])
+    output.append("b")
     wait = output.batch()
     assert isinstance(wait, float)
     assert 0 < wait <= FLUSH_SECONDS <= 0.05
-    output.append("b")
-    assert take(output) == {"offset": 0, "chunks": ["ab"]}
     output.append("c")
+    assert take(output) == {"offset": 1, "chunks": ["bc"]}
+    output.append("d")
     output.end()
     found = output.batch()
     assert isinstance(found, tuple)
-    assert json.loads(found[1]) == {"offset": 2, "chunks": ["c"]}
+    assert json.loads(found[1]) == {"offset": 3, "chunks": ["d"]}
 
 
 def test_a_full_batch_leaves_at_once_and_is_cut_at_a_character(tmp_path: Path) -> None:

@@ -432,6 +432,27 @@ def test_an_agent_without_a_handed_socket_listens_where_it_is_told(make: Make, z
         assert process.wait(10) == 0
 
 
+@pytest.mark.parametrize("word", [b"", b"\n"])
+def test_an_agent_that_is_to_wait_for_the_word_ends_where_none_comes(make: Make, zipapp: Path, word: bytes) -> None:
+    """S21: who started it was killed before the checkout was whole; so nothing is prepared, served or reported."""
+    agent = make(listen={"host": "127.0.0.1", "port": 0})
+    reader, writer = os.pipe()
+    argv = [PYTHON, str(zipapp), "serve", "--config", str(agent.write_config()), "--go-fd", str(reader)]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, pass_fds=[reader], text=True)
+    assert process.stderr
+    os.close(reader)
+    os.write(writer, word)
+    os.close(writer)
+    if word:
+        assert any("listens on" in line for line in process.stderr)
+        process.terminate()
+    else:
+        assert "before the workspace was whole" in process.stderr.read()
+    process.stderr.close()
+    assert process.wait(10) == (0 if word else 1)
+    assert agent.state.exists() == bool(word)
+
+
 @pytest.mark.parametrize(
     "broken", [b"", b"[]", b"{}", b'{"workspace_id": "../x"}', b"\xff", b'{"workspace_id": "w", "attempt": true}']
 )
