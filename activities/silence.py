@@ -22,6 +22,7 @@ from temporalio.service import RPCError
 from activities.agent_client import ANSWER_SECONDS, CONNECT_SECONDS, AgentClient
 from activities.backends.contract import Backend, Compute
 from activities.errors import ActivityFailure, WorkspaceUnreachable
+from activities.threads import no_longer_than
 from activities.watcher import Announce
 from messages.keys import Keyring
 from messages.names import host_task_queue
@@ -40,6 +41,7 @@ IDLE_SECONDS = 60.0
 _SHORTEST_PAUSE_SECONDS = 1.0
 _PROMPT_SECONDS = 1.0
 _API_SECONDS = 5.0
+_LOG_SECONDS = 3.0
 _TELL_SECONDS = 5.0
 _RPC = timedelta(seconds=5)
 _POLLED_LATELY = timedelta(minutes=2)
@@ -156,8 +158,10 @@ class SilenceWatcher:
             return
         log_tail = ""
         if is_here and beat.backend in self._backends:
-            with contextlib.suppress(ActivityFailure):
-                log_tail = (await self._backends[beat.backend].inspect(compute)).log_tail
+            with contextlib.suppress(ActivityFailure, TimeoutError):
+                # Not for long: a Docker that hangs would hide what became of this workspace, and of all others.
+                found = await no_longer_than(_LOG_SECONDS, self._backends[beat.backend].inspect(compute))
+                log_tail = found.log_tail
         reason = (
             f"The workspace went silent: its last heartbeat came {beat.silent_seconds:.0f} s before it was looked for,"
             f" and {why}."

@@ -14,6 +14,7 @@ from activities.backends.contract import Backend, Compute, Inspection, Workspace
 from activities.endings import SAYS_FAILED, Loss, ended, gone, hopeless
 from activities.errors import (
     AttemptNotWanted,
+    BackendAway,
     BackendUnusable,
     InvalidTask,
     NotThisHost,
@@ -26,7 +27,7 @@ from activities.harness_client import HarnessClient
 from activities.harness_session import Follower, create_run, stop_run
 from activities.heartbeat import note, until_worker_stops
 from activities.reports import ProvisioningReports
-from activities.threads import until_done
+from activities.threads import no_longer_than, until_done
 from messages.activities import (
     AttemptRequest,
     FinishRequest,
@@ -57,7 +58,9 @@ LONGEST_PROBE_PAUSE_SECONDS = 5.0
 LAST_PROBE_SECONDS = 3.0
 """How long a look waits for the workspace's answer."""
 LAST_READ_SECONDS = 1.0
-"""How long the last look waits for the registry; with the probe it must fit into what the workflow gives it."""
+"""How long the last look waits for the registry."""
+LAST_LOOK_SECONDS = 4.5
+"""How long the last look takes in all: the workflow gives it 5 s."""
 VERIFY_SECONDS = 10.0
 SESSION_GRACE_SECONDS = 10.0
 DELIVERY_SECONDS = 10.0
@@ -188,13 +191,14 @@ class TaskActivitiesImpl(TaskActivities):
         """See :meth:`TaskActivities.look_once_more`."""
         with as_application_errors():
             away: RegistryUnavailable | TimeoutError | None = None
+            until = asyncio.get_running_loop().time() + LAST_LOOK_SECONDS
             try:
                 async with asyncio.timeout(LAST_READ_SECONDS):
                     if (stored := await self._stored_verdict(handle)) is not None:
                         return stored
             except (RegistryUnavailable, TimeoutError) as e:
                 away = e
-            look = await self._probe(handle)
+            look = await self._probe(handle, until)
             if away and not look.ready and look.failed is None:
                 return LastLook(error=f"{look.error} (and the registry could not be asked for a stored callback)")
             return look
@@ -402,11 +406,15 @@ class TaskActivitiesImpl(TaskActivities):
                     continue
         return None
 
-    async def _probe(self, handle: WorkspaceHandle) -> LastLook:
+    async def _probe(self, handle: WorkspaceHandle, until: float) -> LastLook:
         try:
             return await self._health(handle)
         except WorkspaceUnreachable as e:
-            found = await self._inspect(handle)
+            left = until - asyncio.get_running_loop().time()
+            try:
+                found = await no_longer_than(left, self._inspect(handle))
+            except (BackendAway, TimeoutError) as away:
+                return LastLook(error=f"{e} (and whether it lives cannot be asked: {away})")
             if found.alive:
                 return LastLook(error=str(e))
             return hopeless(handle, f"the workspace ended by itself: {found.ending}", found.log_tail)
@@ -434,8 +442,7 @@ class TaskActivitiesImpl(TaskActivities):
             return LastLook(ready=True)
         if health.status == "booting":
             return LastLook(error=f"still booting: {health.step or 'no step named'}")
-        found = await self._inspect(handle)
-        tail = health.log_tail or found.log_tail
+        tail = health.log_tail or (await self._inspect(handle)).log_tail
         return hopeless(handle, health.error or SAYS_FAILED, tail)
 
     async def _inspect(self, handle: WorkspaceHandle) -> Inspection:

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,6 +28,19 @@ async def until_done(work: "asyncio.Future[T] | asyncio.Task[T]") -> T:
 async def to_its_end(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run what changes files in a thread; a cancellation follows when it is done, because no thread can be stopped."""
     return await until_done(asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs)))
+
+
+async def no_longer_than(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Return what ``work`` does. Raises ``TimeoutError`` after so many seconds.
+
+    Unlike ``asyncio.timeout`` it does not wait for a thread that cannot be stopped: ``work`` goes on, for nobody.
+    """
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may be left to look at it
+    done, _ = await asyncio.wait([task], timeout=seconds)
+    if not done:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return task.result()
 
 
 async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], None] | None = None) -> T:

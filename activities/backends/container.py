@@ -27,7 +27,7 @@ from activities.backends.host import ComputeRecord
 from activities.backends.host_copies import HostCopies
 from activities.errors import AttemptNotWanted, BackendAway, BackendUnusable, ProvisionFailed, ResultNotSaved
 from activities.files import exclusive, remove_tree, write_private
-from activities.threads import to_its_end, until_done
+from activities.threads import no_longer_than, to_its_end, until_done
 from messages.activities import WorkspaceHandle
 from messages.base import Message
 from messages.statuses import BackendKind, FailureSource
@@ -40,6 +40,8 @@ _log = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 15
 """What a container gets to stop in: its agent ends its sessions and delivers what it has (for at most 5 s)."""
+CHECK_SECONDS = 10.0
+"""How long Docker may take to say that it is there."""
 LATE_CREATE_SECONDS = 5.0
 """How long after the death of whoever asked for it a container may still appear."""
 
@@ -95,9 +97,13 @@ class ContainerBackend(Backend):
     async def check(self, task: TaskInput) -> str | None:
         """See :meth:`Backend.check`."""
         try:
-            await self.docker.call(lambda client: client.ping())
+            await no_longer_than(CHECK_SECONDS, self.docker.call(lambda client: client.ping()))
         except BackendAway as e:  # whoever submits wants to know now, not when somebody has started it
             raise BackendUnusable(str(e)) from e
+        except TimeoutError as e:
+            raise BackendUnusable(
+                f"Docker hangs at {self.docker.address} ({e}); restart it, or set DOCKER_HOST to another"
+            ) from e
         container = spec_of.section(task.template)
         self._reach.check_publish(container.publish)
         if spec_of.has_agent(container):

@@ -258,6 +258,38 @@ async def test_one_that_is_paused_is_interrupted_and_cleaned_up(
     assert "its agent does not answer" in (view.error or "")
 
 
+async def test_a_daemon_that_hangs_hides_no_silence(stack: Stack, daemon: Daemon, repository: Path, home: Path) -> None:
+    """S28: its log cannot be had then, and nobody waits for that."""
+    view = await running(stack, WORK, repository)
+    await asyncio.to_thread(daemon.client().pause, compute_name(view.workspace_id, 1))
+    paused_at = time.monotonic()
+    with daemon.frozen():
+        await stack.until(view.id, lambda view: view.step is TaskStep.RELEASING)
+    assert time.monotonic() - paused_at < 15
+    await interrupted(stack, view.id, repository, home)
+
+
+async def test_a_daemon_that_hangs_at_the_deadline_hides_no_error_of_the_last_probe(
+    stack: Stack, daemon: Daemon, home: Path
+) -> None:
+    """S08: whether the container lives cannot be asked then."""
+    image = build_image(daemon, 'CMD ["sleep", "600"]')
+    limit = {"provision_timeout_seconds": 2}
+    name = template(stack, image, {"workspace_agent": "image"}, runtime_config=limit)
+    task = await stack.submit("echo never", template=name)
+    deadline = (await stack.waiting(task)).until
+    with daemon.frozen():
+        await stack.at_step(task, TaskStep.RELEASING)
+    view = await stack.ended(task)
+    assert view.error is not None
+    assert f"container workspace {view.workspace_id} never became ready: http://" in view.error
+    assert "does not answer: " in view.error
+    assert deadline is not None
+    released_at = next(step.at for step in view.steps if step.step is TaskStep.RELEASING)
+    assert timedelta() <= released_at - deadline < timedelta(seconds=5)
+    assert not folder_of(home, view).exists()
+
+
 async def test_one_whose_agent_is_killed_is_interrupted_at_once(stack: Stack, repository: Path, home: Path) -> None:
     """S28, S44: the daemon says that the container has ended."""
     view = await running(stack, f"setsid sleep 600 & {WORK}", repository)

@@ -110,6 +110,16 @@ class Daemon:
         self._forget_pids()
         self.process = None
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let it hang: it takes connections, and answers nobody."""
+        assert self.process
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
     def _forget_pids(self) -> None:
         """Remove what a killed daemon has left: where nobody reaps its zombies, they would pass for living ones."""
         for path in (self.folder / "pid", self.folder / "exec/containerd/containerd.pid"):

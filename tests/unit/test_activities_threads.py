@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from activities.threads import in_daemon_thread, until_done
+from activities.threads import in_daemon_thread, no_longer_than, to_its_end, until_done
 
 
 async def test_the_result_or_the_error_reaches_the_caller() -> None:
@@ -41,6 +41,21 @@ async def test_a_cancelled_caller_goes_on_at_once_and_what_comes_late_is_undone(
     async with asyncio.timeout(20):
         await undone.wait()
     assert seen == [7]
+
+
+async def test_what_takes_too_long_is_left_behind_by_its_caller_alone() -> None:
+    """S28: a thread that hangs in a call cannot be stopped, and is not waited for."""
+    go_on = threading.Event()
+    ended = asyncio.create_task(to_its_end(go_on.wait, 20))
+
+    async def wait() -> bool:
+        return await ended
+
+    with pytest.raises(TimeoutError, match=r"no answer within 0.01 s"):
+        await no_longer_than(0.01, wait())
+    assert not ended.done()
+    go_on.set()
+    assert await no_longer_than(20, wait())
 
 
 def test_what_comes_after_the_end_of_the_loop_is_undone_too() -> None:

@@ -147,6 +147,17 @@ async def test_what_a_dead_worker_had_asked_for_is_looked_for_again(
     assert not (await backend.inspect(spec.compute)).exists
 
 
+async def test_with_a_daemon_that_hangs_a_task_is_refused(
+    workshop: Workshop, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.backends.container.CHECK_SECONDS", 0.5)
+    backend, spec = workshop.backend(), workshop.spec()
+    said = r"Docker hangs at \S+docker.sock \(no answer within 0.5 s\)"
+    with daemon.frozen(), pytest.raises(BackendUnusable, match=said):
+        await backend.check(spec.task)
+    assert await backend.check(spec.task) is None
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
 async def test_without_a_daemon_a_task_is_refused_at_once(workshop: Workshop, tmp_path: Path) -> None:
     environ = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/docker.sock"}
