@@ -9,6 +9,7 @@ import pytest
 
 from messages.keys import create_keys
 from store.registry import Registry
+from tests.support.cli import Cli, private_cli
 from tests.support.docker import Daemon
 from tests.support.git_repositories import make_repository
 from tests.support.stack import API_TOKEN, CLI, Door, Gate, Process, Stack, service_environment
@@ -69,6 +70,34 @@ async def container_env(services: Stack, daemon: Daemon) -> AsyncIterator[dict[s
         await door.open()
         docker = {name: value for name, value in daemon.environ.items() if name.startswith("DOCKER_")}
         yield {**docker, "TASKRUNNER_PUBLIC_URL": door.url}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the module's worker."""
+    return tmp_path_factory.mktemp("worker") / "home"
+
+
+@pytest.fixture(scope="module")
+def worker_env() -> dict[str, str]:
+    """What the module's worker has in its environment besides; a module may say otherwise."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+async def worker(
+    request: pytest.FixtureRequest, services: Stack, home: Path, worker_env: dict[str, str]
+) -> AsyncIterator[Process]:
+    """One worker, of the host that the module calls ``HOST``, for all of its tests."""
+    async with services.worker(request.module.HOST, home, **worker_env) as worker:
+        yield worker
+
+
+@pytest.fixture
+def cli() -> Iterator[Cli]:
+    """The command, in a home of its own."""
+    with private_cli() as cli:
+        yield cli
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from messages.errors import ErrorType
 from messages.statuses import TaskStatus
 from messages.templates import INSTALL_COMMANDS, agent_preset
-from tests.support.stack import Process, Stack
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -31,10 +30,8 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-async def worker(services: Stack, programs: Path) -> AsyncIterator[Process]:
-    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
-    async with services.worker(HOST, programs / "home", PATH=path) as worker:
-        yield worker
+def worker_env(programs: Path) -> dict[str, str]:
+    return {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.mark.usefixtures("worker")

@@ -3,44 +3,22 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Cli, is_one_line, private_cli
+from tests.support.cli import Cli, is_one_line
+from tests.support.git_repositories import git, make_repository
 
 pytestmark = pytest.mark.timeout(240)
 
 
-@pytest.fixture
-def cli() -> Iterator[Cli]:
-    with private_cli() as cli:
-        yield cli
-
-
-def git(folder: Path, *args: str) -> str:
-    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-    done = subprocess.run(["git", *identity, *args], cwd=folder, check=True, capture_output=True, text=True)
-    return done.stdout
-
-
-def repository(folder: Path) -> Path:
-    folder.mkdir()
-    git(folder, "init", "-q", "-b", "main")
-    (folder / "file").write_text("one\n")
-    git(folder, "add", "file")
-    git(folder, "commit", "-q", "-m", "first")
-    return folder
-
-
 def test_a_change_is_fetched_with_the_commands_that_were_told(cli: Cli) -> None:
     """S44: of a clone, and of an empty folder."""
-    origin = repository(cli.cwd / "origin")
+    origin = make_repository(cli.cwd / "origin")
     with cli.dev():
         ran = cli.run("run", "--backend", "local", "--repo", str(origin), "--id", "cloned", "echo two >> file")
         assert ran.code == 0, ran
-        assert git(origin, "branch", "--list").split() == ["*", "main"]
+        assert git(origin, "branch", "--list", "taskrunner/*") == ""
         told = re.search(r"fetch +(taskrunner diff cloned --bundle FILE) && (git fetch FILE (\S+):\S+)", ran.err)
         assert told, ran
         save, fetch = (command.replace("FILE", "my.bundle").split() for command in told.groups()[:2])

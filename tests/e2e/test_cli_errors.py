@@ -14,15 +14,9 @@ from time import perf_counter
 
 import pytest
 
-from tests.support.cli import PROGRAM, Cli, Finished, is_one_line, private_cli
+from tests.support.cli import PROGRAM, Cli, Finished, is_one_line
 
 pytestmark = pytest.mark.timeout(120)
-
-
-@pytest.fixture
-def cli() -> Iterator[Cli]:
-    with private_cli() as cli:
-        yield cli
 
 
 def refused(finished: Finished, code: int, *words: str) -> None:

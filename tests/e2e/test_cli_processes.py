@@ -3,33 +3,19 @@
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.support.cli import Cli, private_cli
+from tests.support.cli import Cli
+from tests.support.stack import Gate
 from workers.postgres import start_postgres
 from workers.temporal_binary import obtain_temporal
 from workers.temporal_server import choose_port, start_temporal
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture
-def cli() -> Iterator[Cli]:
-    with private_cli() as cli:
-        yield cli
-
-
-@pytest.fixture
-def gate(cli: Cli) -> Path:
-    """A pipe on which a session waits for a line."""
-    path = cli.cwd / "gate"
-    os.mkfifo(path)
-    return path
 
 
 def servers_of(cli: Cli) -> dict[str, int]:
@@ -75,7 +61,7 @@ def test_the_commands_show_a_task_in_text_and_json(cli: Cli) -> None:
         assert "provision timeout: 600 s" in cli.run("templates", "show", "local").out
 
 
-def test_a_task_outlives_the_kill_of_the_stack_and_ends_on_the_next(cli: Cli, gate: Path) -> None:
+def test_a_task_outlives_the_kill_of_the_stack_and_ends_on_the_next(cli: Cli, gate: Gate) -> None:
     """S21: kill -9 of everything but the workspace; the next stack finds it again, and one session was made."""
     with cli.dev() as stack:
         assert cli.run("submit", "--id", "long", f"echo begun; read line < {gate}; echo $line").code == 0
@@ -86,14 +72,14 @@ def test_a_task_outlives_the_kill_of_the_stack_and_ends_on_the_next(cli: Cli, ga
     servers = servers_of(cli)
     with cli.dev():
         assert not set(servers.values()) & set(servers_of(cli).values())
-        gate.write_text("ended\n")
+        gate.open("ended")
         # It was there before the kill, and found the new stack by itself.
         assert follower.end().out == "begun\nended\n"
         assert cli.json("show", "long")["status"] == "completed"
     assert cli.processes() == {}
 
 
-def test_servers_that_die_are_started_again(cli: Cli, gate: Path) -> None:
+def test_servers_that_die_are_started_again(cli: Cli, gate: Gate) -> None:
     """S47: a task that runs meanwhile does not notice."""
     with cli.dev():
         running = cli.start("run", f"echo begun; read line < {gate}; echo $line")
@@ -103,7 +89,7 @@ def test_servers_that_die_are_started_again(cli: Cli, gate: Path) -> None:
         log = cli.home / "logs" / "stack.log"
         for pid in before.values():
             os.kill(pid, signal.SIGKILL)
-        gate.write_text("ended\n")
+        gate.open("ended")
         finished = running.end()
         assert (finished.code, finished.out) == (0, "begun\nended\n"), finished
         after = servers_of(cli)

@@ -5,38 +5,15 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.cli import Cli, private_cli
+from tests.support.cli import Cli
+from tests.support.git_repositories import git
+from tests.support.stack import Gate
 
 pytestmark = pytest.mark.timeout(240)
-
-
-def git(folder: Path, *args: str) -> str:
-    identity = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
-    return subprocess.run(
-        ["git", "-C", str(folder), *identity, *args], check=True, capture_output=True, text=True
-    ).stdout.strip()
-
-
-@pytest.fixture
-def cli() -> Iterator[Cli]:
-    with private_cli() as cli:
-        yield cli
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "repository"
-    folder.mkdir()
-    git(folder, "init", "-q", "-b", "main")
-    (folder / "file").write_text("one\n")
-    git(folder, "add", "file")
-    git(folder, "commit", "-q", "-m", "first")
-    return folder
 
 
 def test_a_run_starts_a_stack_shows_steps_and_output_and_leaves_no_process(cli: Cli) -> None:
@@ -85,7 +62,7 @@ def test_in_a_repository_the_change_is_on_a_branch_and_the_checkout_untouched(cl
     sub = repository / "sub"
     sub.mkdir()
     with cli.dev():
-        finished = cli.run("run", "echo two >> file; echo new > other", cwd=sub)
+        finished = cli.run("run", "echo two >> README; echo new > other", cwd=sub)
         assert finished.code == 0, finished
         branch = f"taskrunner/{finished.task_id}"
         assert branch in finished.err
@@ -104,9 +81,9 @@ def test_in_a_bare_repository_and_in_a_git_folder_the_repository_is_used(
     cli: Cli, repository: Path, tmp_path: Path, place: str
 ) -> None:
     git(tmp_path, "clone", "-q", "--bare", "repository", "bare")
-    finished = cli.run("run", "cat file; echo two >> file", cwd=tmp_path / place)
+    finished = cli.run("run", "cat README; echo two >> README", cwd=tmp_path / place)
     assert finished.code == 0, finished
-    assert finished.out == "one\n"
+    assert finished.out == "hello\n"
     assert "+two" in git(tmp_path / place, "show", f"taskrunner/{finished.task_id}")
     assert git(tmp_path / "bare", "worktree", "list").count("\n") == 0
 
@@ -122,8 +99,8 @@ def test_a_template_on_another_backend_keeps_the_repository(cli: Cli, repository
     templates.mkdir()
     (templates / "mine.yaml").write_text("name: mine\nbackend: worktree\n")
     env = {"TASKRUNNER_TEMPLATES": str(templates)}
-    finished = cli.run("run", "--template", "mine", "--backend", "local", "cat file", cwd=repository, env=env)
-    assert (finished.code, finished.out) == (0, "one\n"), finished
+    finished = cli.run("run", "--template", "mine", "--backend", "local", "cat README", cwd=repository, env=env)
+    assert (finished.code, finished.out) == (0, "hello\n"), finished
     assert git(repository, "branch", "--list", "taskrunner/*") == ""
 
 
@@ -144,10 +121,8 @@ def test_the_users_settings_for_their_databases_reach_the_task_and_not_the_stack
     assert (finished.code, finished.out) == (0, "port 1\n"), finished
 
 
-def test_two_runs_share_a_stack_and_the_first_out_does_not_stop_it(cli: Cli, tmp_path: Path) -> None:
+def test_two_runs_share_a_stack_and_the_first_out_does_not_stop_it(cli: Cli, gate: Gate) -> None:
     """S50: one stack for both; it lives until the last one out."""
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
     first = cli.start("run", "echo first")
     second = cli.start("run", f"echo waiting; read line < {gate}; echo $line")
     second.wait_for("waiting", stream="out")
@@ -155,7 +130,7 @@ def test_two_runs_share_a_stack_and_the_first_out_does_not_stop_it(cli: Cli, tmp
     assert ended.code == 0, ended
     stacks = [command for command in cli.processes().values() if "--while-used" in command]
     assert len(stacks) == 1, cli.processes()
-    gate.write_text("through\n")
+    gate.open("through")
     finished = second.end()
     assert finished.code == 0, finished
     assert finished.out == "waiting\nthrough\n"
@@ -214,15 +189,13 @@ def test_an_interrupt_of_a_run_on_a_stack_of_others_leaves_the_task_running(cli:
     assert cli.processes() == {}
 
 
-def test_the_last_run_on_a_stack_that_ends_with_it_cancels_its_task(cli: Cli, tmp_path: Path) -> None:
+def test_the_last_run_on_a_stack_that_ends_with_it_cancels_its_task(cli: Cli, gate: Gate) -> None:
     """S50: whoever came second must not leave a task behind that nobody runs."""
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
     first = cli.start("run", f"echo one; read line < {gate}")
     first.wait_for("one", stream="out")
     second = cli.start("run", "echo two; sleep 1000")
     second.wait_for("two", stream="out")
-    gate.write_text("go\n")
+    gate.open()
     assert first.end().code == 0
     second.signal(signal.SIGINT)
     finished = second.end()
@@ -247,10 +220,8 @@ def test_a_stack_whose_run_was_killed_ends_by_itself(cli: Cli) -> None:
         assert cli.json("show", "orphan")["status"] == "completed"
 
 
-def test_a_run_tells_of_the_task_that_a_killed_one_left(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_tells_of_the_task_that_a_killed_one_left(cli: Cli, gate: Gate) -> None:
     """S50: nothing is left behind without a word."""
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
     running = cli.start("run", "--id", "orphan", f"echo begun; read line < {gate}")
     running.wait_for("begun", stream="out")
     pidfd = os.pidfd_open(json.loads((cli.home / "stack.json").read_text())["pid"])
@@ -262,7 +233,7 @@ def test_a_run_tells_of_the_task_that_a_killed_one_left(cli: Cli, tmp_path: Path
     assert short.code == 0, short
     told = "1 other task is unfinished (orphan); it goes on while a stack runs: taskrunner dev"
     assert told in short.err.splitlines()
-    gate.write_text("go\n")
+    gate.open()
     with cli.dev():
         followed = cli.run("logs", "-f", "orphan")
         assert followed.out == "begun\n", followed
@@ -270,16 +241,14 @@ def test_a_run_tells_of_the_task_that_a_killed_one_left(cli: Cli, tmp_path: Path
     assert "unfinished" not in cli.run("run", "echo again").err
 
 
-def test_a_run_survives_the_kill_of_the_stack_that_it_started(cli: Cli, tmp_path: Path) -> None:
+def test_a_run_survives_the_kill_of_the_stack_that_it_started(cli: Cli, gate: Gate) -> None:
     """S21: kill -9 of API, worker and servers mid-session; the run brings them back and sees the same session's end."""
-    gate = tmp_path / "gate"
-    os.mkfifo(gate)
     running = cli.start("run", f"echo before; read line < {gate}; echo $line")
     running.wait_for("before", stream="out")
     stack = json.loads((cli.home / "stack.json").read_text())["pid"]
     os.kill(stack, signal.SIGKILL)
     running.wait_for("Starting the embedded stack(?s:.*)Starting the embedded stack", stream="err")
-    gate.write_text("after\n")
+    gate.open("after")
     finished = running.end()
     assert finished.code == 0, finished
     assert finished.out == "before\nafter\n"

@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.cli import PROGRAM, Cli, private_cli
 from tests.support.git_repositories import git, make_repository
+from tests.support.stack import Gate
 from tests.support.terminal import Terminal
 
 pytestmark = pytest.mark.timeout(240)
@@ -21,25 +22,11 @@ pytestmark = pytest.mark.timeout(240)
 STEPS = ["preflight", "provisioning", "verifying", "creating session", "session running", "releasing"]
 
 
-@pytest.fixture
-def cli() -> Iterator[Cli]:
-    with private_cli() as cli:
-        yield cli
-
-
 @pytest.fixture(scope="module")
 def served() -> Iterator[Cli]:
     """With a stack that is there already."""
     with private_cli() as cli, cli.dev():
         yield cli
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """A pipe on which a session waits for a line."""
-    path = tmp_path / "gate"
-    os.mkfifo(path)
-    return path
 
 
 @contextmanager
@@ -68,7 +55,7 @@ def listed(terminal: Terminal) -> list[str]:
     return [step for step in found if step != "waiting for ready"]
 
 
-def test_steps_are_a_live_list_below_the_output(served: Cli, gate: Path) -> None:
+def test_steps_are_a_live_list_below_the_output(served: Cli, gate: Gate) -> None:
     prompt = (
         "echo first; printf '\\033[31mred\\033[0m \\033[2Jstays\\n'; printf 'ha'; "
         f"read line < {gate}; echo lf; printf $line"
@@ -83,7 +70,7 @@ def test_steps_are_a_live_list_below_the_output(served: Cli, gate: Path) -> None
         terminal.resize(40, 40)
         terminal.wait_for(r"    waits until .{0,27}…\n?$")
         terminal.resize(100, 40)
-        gate.write_text("end\n")
+        gate.open("end")
         assert terminal.end() == 0
         assert_as_found(terminal)
         assert terminal.lines[3:6] == ["first", "red stays", "half"] or terminal.lines[2:5] == [
@@ -99,11 +86,11 @@ def test_steps_are_a_live_list_below_the_output(served: Cli, gate: Path) -> None
 
 
 @pytest.mark.parametrize(("columns", "rows"), [(12, 4), (1, 1), (200, 3)])
-def test_a_tiny_window_shows_what_fits(served: Cli, gate: Path, columns: int, rows: int) -> None:
+def test_a_tiny_window_shows_what_fits(served: Cli, gate: Gate, columns: int, rows: int) -> None:
     prompt = f"echo begun > {gate}.begun; read line < {gate}; echo out"
     with at_terminal(served, "run", prompt, columns=columns, rows=rows) as terminal:
         terminal.wait_for("(?s)s.*e.*s.*s" if columns > 1 else ".")
-        gate.write_text("go\n")
+        gate.open()
         assert terminal.end() == 0
         assert_as_found(terminal)
 

@@ -5,7 +5,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -28,7 +28,7 @@ from messages.views import TaskView
 from tests.e2e.test_kept_result import ENDS
 from tests.support.docker import BARE_SERVER, IMAGE, TOLD, Daemon, build_image, recorded, tell
 from tests.support.git_repositories import files_of, git, make_dirty, snapshot
-from tests.support.stack import Process, Stack, folder_of, kill_agent, unique
+from tests.support.stack import Stack, folder_of, kill_agent, unique
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("worker", "leaves_no_container")]
 
@@ -38,14 +38,8 @@ SOON_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("worker") / "home"
-
-
-@pytest.fixture(scope="module")
-async def worker(services: Stack, container_env: dict[str, str], home: Path) -> AsyncIterator[Process]:
-    async with services.worker(HOST, home, **container_env) as worker:
-        yield worker
+def worker_env(container_env: dict[str, str]) -> dict[str, str]:
+    return container_env
 
 
 def template(stack: Stack, image: str = IMAGE, container: dict[str, Any] | None = None, **content: Any) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,24 +20,13 @@ from messages.statuses import (
 )
 from messages.views import TaskView
 from tests.support.git_repositories import files_of, git, make_dirty, snapshot
-from tests.support.stack import Gate, Process, Stack, agent_of, folder_of, kill_agent, unique
+from tests.support.stack import Gate, Stack, agent_of, folder_of, kill_agent, unique
 
 pytestmark = pytest.mark.timeout(90)
 
 HOST = "agent-crash-host"
 SOON_SECONDS = 5.0
 """Within this the task has failed; its own timeouts are 10 minutes and more."""
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("worker") / "home"
-
-
-@pytest.fixture(scope="module")
-async def worker(services: Stack, home: Path) -> AsyncIterator[Process]:
-    async with services.worker(HOST, home) as worker:
-        yield worker
 
 
 async def failed_soon(stack: Stack, view: TaskView, home: Path) -> TaskView:

@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
@@ -13,14 +12,8 @@ from time import perf_counter
 import psutil
 import pytest
 
-from tests.support.cli import Cli, Finished, is_one_line, private_cli
+from tests.support.cli import Cli, Finished, is_one_line
 from tests.support.docker import IMAGE, Daemon
-
-
-@pytest.fixture
-def cli() -> Iterator[Cli]:
-    with private_cli() as cli:
-        yield cli
 
 
 def checks_of(finished: Finished, *, ok: bool) -> dict[str, dict[str, str]]:

@@ -1,7 +1,6 @@
 """Whole tasks whose agent is a harness server: from its start to the branch, and through what can go wrong."""
 
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,12 @@ from messages.errors import ErrorType
 from messages.statuses import EventKind, FailureSource, SessionStatus, TaskStatus, TaskStep
 from tests.support.git_repositories import files_of
 from tests.support.harness import HarnessDouble
-from tests.support.stack import Gate, Process, Stack, folder_of
+from tests.support.stack import Gate, Stack, folder_of
 from workers.worker import GRACEFUL_SHUTDOWN
 
 pytestmark = pytest.mark.timeout(120)
 
 HOST = "harness-host"
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("worker") / "home"
-
-
-@pytest.fixture(scope="module")
-async def worker(services: Stack, home: Path) -> AsyncIterator[Process]:
-    async with services.worker(HOST, home) as worker:
-        yield worker
 
 
 @pytest.mark.usefixtures("worker")

@@ -1,6 +1,5 @@
 """What an agent changed is kept, however its task ends; the user's own checkout is never touched."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from messages.statuses import SessionStatus, TaskStatus
 from messages.views import TaskView
 from tests.support.git_repositories import files_of, git, make_dirty, snapshot
-from tests.support.stack import Process, Stack
+from tests.support.stack import Stack
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -26,10 +25,8 @@ git add README; git commit -qm 'half of it'; echo rest >> added; echo said
 
 
 @pytest.fixture(scope="module")
-async def worker(services: Stack, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Process]:
-    home = tmp_path_factory.mktemp("worker") / "home"
-    async with services.worker(HOST, home, GIT_CONFIG_GLOBAL="/dev/null") as worker:
-        yield worker
+def worker_env() -> dict[str, str]:
+    return {"GIT_CONFIG_GLOBAL": "/dev/null"}
 
 
 async def carried_out(stack: Stack, repository: Path, kind: str, end: str, work: str) -> TaskView:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import subprocess
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import psycopg
@@ -21,17 +20,6 @@ pytestmark = pytest.mark.timeout(90)
 
 HOST = "env-host"
 SECRET = "sk-a-secret-that-nobody-may-see"
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("worker") / "home"
-
-
-@pytest.fixture(scope="module")
-async def worker(services: Stack, home: Path) -> AsyncIterator[Process]:
-    async with services.worker(HOST, home) as worker:
-        yield worker
 
 
 async def run_cli(stack: Stack, *args: str, **env: str) -> subprocess.CompletedProcess[str]:

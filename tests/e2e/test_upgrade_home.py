@@ -1,23 +1,16 @@
 """The embedded stack on a home of an earlier release, and of a later one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
-from tests.support.cli import Cli, is_one_line, private_cli
+from tests.support.cli import Cli, is_one_line
 from tests.support.git_repositories import git, make_repository
 from tests.support.releases import RELEASES, restore
 from workers.postgres import Postgres, start_postgres
 
 pytestmark = pytest.mark.timeout(240)
-
-
-@pytest.fixture
-def cli() -> Iterator[Cli]:
-    with private_cli() as cli:
-        yield cli
 
 
 async def start_database_of(home: Path) -> Postgres:

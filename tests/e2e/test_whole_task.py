@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,14 +24,8 @@ MOST_EVENTS = 40
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("worker") / "home"
-
-
-@pytest.fixture(scope="module")
-async def worker(services: Stack, home: Path) -> AsyncIterator[Process]:
-    async with services.worker(HOST, home, API_KEY=SECRET) as worker:
-        yield worker
+def worker_env() -> dict[str, str]:
+    return {"API_KEY": SECRET}
 
 
 def waiting(stack: Stack, gate: Gate, **content: object) -> str:

@@ -390,8 +390,8 @@ class Gate:
     def __str__(self) -> str:
         return str(self.path)
 
-    def open(self) -> None:
-        os.write(self._fd, b"go on\n")
+    def open(self, line: str = "go on") -> None:
+        os.write(self._fd, f"{line}\n".encode())
 
     async def written(self, timeout: float = 30) -> str:
         """Return what a program writes to it."""
