@@ -10,6 +10,9 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+_SEND_SECONDS = 2.0
+"""Whoever sends is deaf to a Ctrl-C meanwhile."""
+
 
 class NoAnswer(Exception):
     """Nothing answers, or something that does not speak HTTP."""
@@ -55,16 +58,21 @@ def get(url: str, *, seconds: float) -> Answer:
 
 
 def post(url: str, body: Mapping[str, Any], token: str | None, *, seconds: float) -> Posted | None:
-    """Send JSON without waiting for the answer; None where it could not be sent, or not from here."""
+    """Send JSON without waiting for the answer, which may take ``seconds``.
+
+    None where it could not be sent at once, or not from here.
+    """
     if not is_local(url):
         return None
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
+    connection = _connect(url, _SEND_SECONDS)
     try:
-        connection = _connect(url, seconds)
         connection.request("POST", urlsplit(url).path, json.dumps(body).encode(), headers)
+        connection.sock.settimeout(seconds)
     except (OSError, HTTPException, ValueError):
+        connection.close()
         return None
     return Posted(connection)
 
