@@ -59,8 +59,8 @@ LAST_PROBE_SECONDS = 3.0
 """How long a look waits for the workspace's answer."""
 LAST_READ_SECONDS = 1.0
 """How long the last look waits for the registry."""
-LAST_LOOK_SECONDS = 4.5
-"""How long the last look takes in all: the workflow gives it 5 s."""
+LAST_LOOK_SECONDS = 4.0
+"""How long the last look takes in all: the workflow gives it 5 s, its way through Temporal included."""
 VERIFY_SECONDS = 10.0
 SESSION_GRACE_SECONDS = 10.0
 DELIVERY_SECONDS = 10.0

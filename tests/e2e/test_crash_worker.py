@@ -349,6 +349,35 @@ async def test_a_worker_that_was_cut_off_and_its_successor_make_one_container(
     assert not folder_of(home, view).exists()
 
 
+@pytest.mark.usefixtures("leaves_no_container")
+async def test_containers_of_tasks_that_are_cancelled_while_no_worker_is_there_go_with_the_next(
+    stack: Stack, container_env: dict[str, str], tmp_path: Path
+) -> None:
+    """S26, S43, S21: whatever of them exists, known or not."""
+    home = tmp_path / "home"
+    points = [*(point for point in POINTS if point.startswith("container ")), "session accepted", "result kept"]
+    stops = {unique("t"): point for point in points}
+    template = stack.template(backend="container", container={"image": IMAGE})
+    async with stack.worker(HOST, home, stops=stops, **container_env) as worker:
+        for task, point in stops.items():
+            end = "sleep 600" if point == "session accepted" else "true"
+            await stack.submit(f"echo changed > file; echo said; {end}", id=task, template=template)
+        await worker.said("^stopped: ", times=len(stops), timeout=60)
+        await worker.kill()
+    for task in stops:
+        await stack.cancel(task)
+    async with stack.worker(HOST, home, stops={}, **container_env):
+        views = await asyncio.gather(*(stack.ended(task, timeout=60) for task in stops))
+    assert {view.status for view in views} == {TaskStatus.CANCELLED}
+    assert {view.workspace and view.workspace.status for view in views} == {WorkspaceStatus.REMOVED}
+    assert [stops[view.id] for view in views if view.result] == [
+        "container not removed",
+        "session accepted",
+        "result kept",
+    ]
+    assert in_home(home) == []
+
+
 async def test_tasks_whose_calls_block_hold_up_no_other(stack: Stack, tmp_path: Path) -> None:
     """As many as asyncio would have threads for, on this machine, are in the middle of a call that does not return."""
     home = tmp_path / "home"
