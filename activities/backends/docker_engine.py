@@ -6,6 +6,7 @@ The ``docker`` SDK is loaded at the first use: a host without containers pays no
 from __future__ import annotations
 
 import contextlib
+import functools
 import ipaddress
 import re
 import threading
@@ -73,9 +74,7 @@ class Docker:
 
     def connect(self, *, timeout: float | None = CALL_SECONDS) -> Sdk:
         """Return a client of its own; ``timeout`` None waits for ever for an answer."""
-        from docker import APIClient
-
-        client: Sdk = APIClient
+        client = _client_class()
         return client(version="auto", timeout=timeout, num_pools=_CONNECTIONS, **self._where())
 
     @property
@@ -98,20 +97,48 @@ class Docker:
             return self._client
 
     def _where(self) -> dict[str, Any]:
-        from docker import ContextAPI
-        from docker.utils import kwargs_from_env
-
-        found = cast("dict[str, Any]", kwargs_from_env(environment=self._environ))
-        if not found.get("base_url") and not self._environ.get("DOCKER_HOST"):
-            with contextlib.suppress(Exception):  # a context that cannot be read: the usual socket
-                context: Any = ContextAPI.get_context(self._environ.get("DOCKER_CONTEXT") or None)
-                if context is not None and context.Host:
-                    found["base_url"] = context.Host
-                    if context.TLSConfig:
-                        found["tls"] = context.TLSConfig
+        """Return the SDK's arguments. Raises ``BackendUnusable`` where a context or certificates cannot be used."""
+        found = self._of_environment() if self._environ.get("DOCKER_HOST") else self._of_context()
         if str(found.get("base_url") or "").startswith("ssh://"):
             found["use_ssh_client"] = True  # the user's own ssh, with its keys and configuration
         return found
+
+    def _of_environment(self) -> dict[str, Any]:
+        from docker.errors import TLSParameterError
+        from docker.utils import kwargs_from_env
+
+        # Without DOCKER_TLS_VERIFY, the SDK would believe any certificate of whoever answers there.
+        environ = (
+            {**self._environ, "DOCKER_TLS_VERIFY": "1"} if self._environ.get("DOCKER_CERT_PATH") else self._environ
+        )
+        try:
+            return cast("dict[str, Any]", kwargs_from_env(environment=environ))
+        except TLSParameterError as e:
+            raise BackendUnusable(
+                f"the certificates for Docker at {self._environ['DOCKER_HOST']} are not all there; put ca.pem, "
+                f"cert.pem and key.pem into {self._certificates}"
+            ) from e
+
+    def _of_context(self) -> dict[str, Any]:
+        from docker import ContextAPI
+        from docker.context.config import get_current_context_name
+
+        name = self._environ.get("DOCKER_CONTEXT") or get_current_context_name()
+        try:
+            context: Any = ContextAPI.get_context(name)
+        except Exception as e:  # the SDK raises plain ones
+            raise BackendUnusable(f"Docker context {name!r} cannot be read ({e}); see: docker context ls") from e
+        if context is None:
+            raise BackendUnusable(f"there is no Docker context {name!r}; see: docker context ls")
+        found = {"base_url": context.Host} if context.Host else {}
+        return {**found, "tls": context.TLSConfig} if found and context.TLSConfig else found
+
+    @property
+    def _certificates(self) -> str:
+        """Where our certificate is, and that of the authority which we believe."""
+        if self._environ.get("DOCKER_HOST"):
+            return self._environ.get("DOCKER_CERT_PATH") or "~/.docker"
+        return f"Docker context {self._environ.get('DOCKER_CONTEXT') or 'that is current'}"
 
     def _away(self, e: BaseException) -> ActivityFailure:
         text = str(e)
@@ -120,9 +147,64 @@ class Docker:
                 f"the worker may not use Docker's socket {self.address}: permission denied; add its user to the group "
                 "docker (usermod -aG docker USER) and start the worker again"
             )
+        if tls := _tls_trouble(text):
+            said, mend = tls
+            where = self._certificates
+            return BackendUnusable(f"Docker at {self.address}: {said} ({reason_of(e)}); {mend.format(where=where)}")
         return BackendAway(
             f"Docker does not answer at {self.address} ({reason_of(e)}); start it, or set DOCKER_HOST to where it is"
         )
+
+
+@functools.cache
+def _client_class() -> Sdk:
+    from docker import APIClient
+
+    class Client(APIClient):
+        def merge_environment_settings(self, url: Any, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+            """Keep to the daemon's own authority: REQUESTS_CA_BUNDLE and CURL_CA_BUNDLE would go before it."""
+            verify = self.verify if verify is None else verify
+            merged: Any = super().merge_environment_settings(url, proxies, stream, verify, cert)
+            return merged
+
+    return Client
+
+
+_TLS_TROUBLE = (
+    (
+        "http request to an https server",
+        "it wants TLS",
+        "set DOCKER_TLS_VERIFY=1, and DOCKER_CERT_PATH to the folder of ca.pem, cert.pem and key.pem",
+    ),
+    (
+        "certificate_verify_failed|hostname mismatch|doesn't match",
+        "its certificate does not fit",
+        "correct ca.pem in {where}, or name the host as its certificate does",
+    ),
+    (
+        "alert certificate|alert bad certificate|alert unknown ca|alert handshake|alert access denied",
+        "it does not take our certificate",
+        "correct cert.pem and key.pem in {where}",
+    ),
+    (
+        "wrong_version_number|wrong version number|record layer failure|unknown_protocol",
+        "it speaks no TLS",
+        "unset DOCKER_TLS_VERIFY and DOCKER_CERT_PATH, or correct the port in DOCKER_HOST",
+    ),
+    (
+        "key_values_mismatch|key values mismatch|pem lib|no start line|no_certificate_or_crl_found|invalid path: ",
+        "our certificates cannot be used",
+        "correct ca.pem, cert.pem and key.pem in {where}",
+    ),
+)
+"""What OpenSSL and the daemon say, what that means, and what mends it."""
+
+
+def _tls_trouble(text: str) -> tuple[str, str] | None:
+    for pattern, meaning, mend in _TLS_TROUBLE:
+        if re.search(pattern, text, re.IGNORECASE):
+            return meaning, mend
+    return None
 
 
 def is_loopback(host: str) -> bool:

@@ -64,11 +64,11 @@ async def find_image(named: str | None) -> Image:
     if shutil.which("docker") is None:
         raise NotMeasured("docker is not on PATH: what it runs is the floor")
     docker = Docker(os.environ)
-    if docker.remote_host:
-        raise NotMeasured(f"Docker is on {docker.remote_host}: bench measures with a daemon of this machine")
     builtin = TemplateFolder().find("container").container
     wanted = [named] if named else [WORKSPACE_IMAGE, *([builtin.image] if builtin else [])]
     try:
+        if docker.remote_host:
+            raise NotMeasured(f"Docker is on {docker.remote_host}: bench measures with a daemon of this machine")
         for name in wanted:
             with suppress(APIError):
                 return Image(name, await docker.call(lambda client, name=name: client.inspect_image(name)))

@@ -59,7 +59,7 @@ class ContainerLook:
         except NothingToLookWith as e:
             return _not_looked("Docker has no image from which one could look", f"docker pull {e}")
         except BackendUnusable as e:
-            return from_error(_NAME, self._docker.address, e)
+            return from_error(_NAME, self._address(), e)
         if url and not _is_ours(looked):
             problem = f"what answers at {url} is not taskrunner's API: {looked.answer or 'an empty page'}"
             return broken(_NAME, f"from a container of {looked.image}", problem, "correct TASKRUNNER_PUBLIC_URL")
@@ -79,6 +79,12 @@ class ContainerLook:
             public_url=url,
             open_door=None if doors is None else door,
         )
+
+    def _address(self) -> str:
+        try:
+            return self._docker.address
+        except BackendUnusable:
+            return "no daemon that could be asked"
 
     def _check_publish(self, containers: list[ContainerConfig]) -> None:
         """Raise ``BackendUnusable`` where no template publishes its port where the worker reaches it."""
