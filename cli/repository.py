@@ -90,5 +90,7 @@ def run_git(folder: Path, *args: str, env: Mapping[str, str]) -> subprocess.Comp
             stdin=subprocess.DEVNULL,
             check=False,
         )
+    except FileNotFoundError as e:
+        raise UsageError("git is not on your PATH; install git 2.34 or newer") from e
     except OSError as e:
-        raise UsageError(f"git cannot be started ({e.strerror}); install git") from e
+        raise UsageError(f"git cannot be started ({e.strerror}); install git 2.34 or newer") from e

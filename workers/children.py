@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from activities.processes import ProcessesRemain, ProcessId, end_one
-from workers.errors import StackError
+from workers.errors import StackError, did_not_start
 
 STACK_MARKER = "TASKRUNNER_STACK"
 """Environment variable of every server that a stack starts; its value is the stack's home."""
@@ -94,13 +94,13 @@ class Child:
         child = cls(name, argv, process, stop_signal)
         child._pump = asyncio.create_task(child._copy_output(log, is_ready), name=f"output of {name}")
         try:
-            await child._wait_until_ready(timeout)
+            await child._wait_until_ready(timeout, cwd)
         except BaseException:
             await child.stop()
             raise
         return child
 
-    async def _wait_until_ready(self, timeout: float) -> None:
+    async def _wait_until_ready(self, timeout: float, cwd: Path) -> None:
         ready = asyncio.create_task(self._ready.wait())
         ended = asyncio.create_task(self.wait())
         try:
@@ -111,7 +111,7 @@ class Child:
         if ready in done:
             return
         if ended in done:
-            raise StackError(f"{self.name} did not start: {self.last_words}")
+            raise did_not_start(f"{self.name} did not start", self.last_words, cwd)
         raise StackError(f"{self.name} did not come up within {timeout:g} s: {self.last_words}")
 
     async def _copy_output(self, log: Path, is_ready: Callable[[str], bool]) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 from activities.processes import ProcessId, identify
 from workers.children import STACK_MARKER, Child, end_leftover, last_words
-from workers.errors import StackError
+from workers.errors import StackError, did_not_start
 from workers.postgres_programs import MAJOR_VERSION, find_programs, system_user
 
 _HERE = "/proc/self/cwd"
@@ -114,7 +114,8 @@ def _prepare(folder: Path, programs: Path, user: str | None, env: dict[str, str]
         extra_groups=[] if user else None,
     )
     if done.returncode != 0:
-        raise StackError(f"PostgreSQL's database cannot be made in {folder}: {last_words(done.stderr.splitlines())}")
+        said = last_words(done.stderr.splitlines())
+        raise did_not_start(f"PostgreSQL's database cannot be made in {folder}", said, folder.parent)
     new.rename(folder)
 
 

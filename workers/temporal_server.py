@@ -13,7 +13,7 @@ from typing import NamedTuple
 from activities.processes import find_carrying
 from messages.search_attributes import SEARCH_ATTRIBUTES
 from workers.children import STACK_MARKER, Child, end_leftover, last_words
-from workers.errors import StackError
+from workers.errors import DiskFull, StackError
 
 _log = logging.getLogger(__name__)
 
@@ -229,6 +229,8 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
         except StackError as e:
             if refused:
                 raise AddressInUse(f"Temporal did not start: {last_words(refused)}; start again") from e
+            if isinstance(e, DiskFull):
+                raise
             if not await _is_temporal(program):
                 raise _no_temporal(program) from e
             if any(words in str(e) for words in _BROKEN_DATABASE):

@@ -168,10 +168,10 @@ def check_disk(home: Path, *, little: int = LITTLE_BYTES, too_few: int = TOO_FEW
     space = os.statvfs(folder)
     free = space.f_bavail * space.f_frsize
     inodes = space.f_favail if space.f_files else None
-    found = f"{free / GB:.1f} GB free in {folder}"
+    found = f"{free / GB:.1f} GB free in {folder}" if free >= GB else f"{free // 10**6} MB free in {folder}"
     mend = f"df -h {shlex.quote(str(folder))}, then free some space, or set TASKRUNNER_HOME"
     if free < too_few:
-        return broken("disk", found, f"less than {too_few / GB:g} GB", mend)
+        return broken("disk", found, f"less than {too_few // 10**6} MB: servers do not start, or stop", mend)
     if inodes is not None and inodes < TOO_FEW_INODES:
         return broken("disk", f"{found}, {inodes} inodes", "hardly any file can be made", mend.replace("-h", "-i"))
     if free < little:
