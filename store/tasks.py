@@ -54,7 +54,7 @@ _FINISHED = """
 # One statement, hence one snapshot: status, workspace, session and result belong together. A task is at a step while it
 # runs; its row keeps the last one, which says no more than the events.
 _GET = """
-    SELECT t.id, t.status, CASE WHEN t.status = 'running' THEN t.step END AS step,
+    SELECT t.id, t.status, CASE WHEN t.status = %(running)s THEN t.step END AS step,
            t.backend, t.template, t.input->>'prompt' AS prompt, t.error, t.created_at,
            t.started_at, t.finished_at, t.workflow_id, t.workspace_id, t.input->'repository' AS repository,
            t.input->>'ref' AS ref, coalesce(t.input->'env_names', '[]') AS env_names,
@@ -79,11 +79,11 @@ _EVENTS = """
 """
 _COUNT = "SELECT status, count(*) AS tasks FROM tasks GROUP BY status"
 _LIST = """
-    SELECT id, status, CASE WHEN status = 'running' THEN step END AS step, backend, template,
+    SELECT id, status, CASE WHEN status = %(running)s THEN step END AS step, backend, template,
            left(input->>'prompt', %(prompt_chars)s) AS prompt, error, created_at, started_at, finished_at
     FROM tasks
     WHERE (%(status)s::task_status IS NULL OR status = %(status)s)
-      AND (%(step)s::task_step IS NULL OR (step = %(step)s AND status = 'running'))
+      AND (%(step)s::task_step IS NULL OR (step = %(step)s AND status = %(running)s))
       AND (%(backend)s::backend_kind IS NULL OR backend = %(backend)s)
       AND (%(before)s::timestamptz IS NULL OR (created_at, id) < (%(before)s, %(before_id)s))
     ORDER BY created_at DESC, id DESC
@@ -214,7 +214,8 @@ class TaskStore(Group):
     @statement
     async def get(self, connection: Connection, task_id: str) -> TaskView | None:
         """Return a task with all that is known of it; ``ui_url`` is the API's to fill in."""
-        row = await (await connection.execute(_GET, {"id": task_id, "step_kind": EventKind.TASK_STEP})).fetchone()
+        given = {"id": task_id, "running": TaskStatus.RUNNING, "step_kind": EventKind.TASK_STEP}
+        row = await (await connection.execute(_GET, given)).fetchone()
         return TaskView.model_validate(row) if row else None
 
     @statement
@@ -252,6 +253,7 @@ class TaskStore(Group):
         parameters: dict[str, Any] = {
             "status": status,
             "step": step,
+            "running": TaskStatus.RUNNING,
             "backend": backend,
             "before": position[0],
             "before_id": position[1],
