@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import signal
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
@@ -375,6 +376,35 @@ async def test_containers_of_tasks_that_are_cancelled_while_no_worker_is_there_g
         "session accepted",
         "result kept",
     ]
+    assert in_home(home) == []
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
+@pytest.mark.usefixtures("leaves_no_container")
+async def test_a_daemon_that_dies_while_containers_are_made_makes_one_of_each(
+    stack: Stack, daemon: Daemon, container_env: dict[str, str], tmp_path: Path
+) -> None:
+    """S22: what it had made before is there when it is back, and is adopted; what ran is told to have ended."""
+    home = tmp_path / "home"
+    stops = {unique("t"): point for point in POINTS if point.startswith("container ")}
+    template = stack.template(backend="container", container={"image": IMAGE})
+    async with stack.worker(HOST, home, stops=stops, **container_env) as worker:
+        for task in stops:
+            await stack.submit(f"echo {task} >> ran", id=task, template=template)
+        await worker.said("^stopped: ", times=len(stops), timeout=60)
+        await asyncio.to_thread(daemon.stop, signal.SIGKILL)
+        for task in stops:
+            (home / f"{task}.go").write_text("go on\n")
+        await stack.activity_attempt(next(iter(stops)), "provision_workspace", 2)
+        await asyncio.to_thread(daemon.start)
+        views = await asyncio.gather(*(stack.ended(task, timeout=60) for task in stops))
+    for view in views:
+        if stops[view.id] == "container started, not known":  # it ran, and ended with its daemon
+            assert view.status is TaskStatus.FAILED
+            assert "The workspace ended by itself: its container exited with " in (view.error or "")
+        else:
+            assert view.status is TaskStatus.COMPLETED, view.error
+            assert (await stack.user.get(f"/api/tasks/{view.id}/diff")).text.count(f"+{view.id}\n") == 1
     assert in_home(home) == []
 
 
