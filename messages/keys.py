@@ -65,7 +65,7 @@ def load_keys(path: Path) -> Keyring:
     """Read the keys file; raise :class:`KeysError` where it is missing, readable by others or broken."""
     try:
         mode = path.stat().st_mode
-        text = path.read_text()
+        content = path.read_bytes()
     except OSError as e:
         raise KeysError(
             f"cannot read the keys file {path}: {e.strerror}; let TASKRUNNER_KEYS_FILE name the keys file"
@@ -73,7 +73,7 @@ def load_keys(path: Path) -> Keyring:
     if mode & 0o077:
         raise KeysError(f"the keys file {path} can be read by others; run: chmod 600 {path}")
     try:
-        return Keyring.model_validate_json(text)
+        return Keyring.model_validate_json(content)
     except ValidationError as e:
         fields = ", ".join(sorted({".".join(map(str, error["loc"])) for error in e.errors()} - {""}))
         raise KeysError(
@@ -82,20 +82,28 @@ def load_keys(path: Path) -> Keyring:
         ) from None
 
 
-def create_keys(path: Path) -> Keyring:
-    """Make new keys at ``path`` unless a file is there already, and return what is there."""
-    if path.exists():
-        return load_keys(path)
-
+def _new_content() -> dict[str, object]:
     def seed() -> str:
         return base64.b64encode(secrets.token_bytes(32)).decode()
 
-    content = {
+    return {
         "installation_id": f"i-{secrets.token_hex(8)}",
         "secret": seed(),
         "active": "k1",
         "signing_keys": {"k1": seed()},
     }
+
+
+def passing_keys() -> Keyring:
+    """Return keys that nobody else has, and that are kept nowhere: for what needs a keyring and uses no key."""
+    return Keyring.model_validate(_new_content())
+
+
+def create_keys(path: Path) -> Keyring:
+    """Make new keys at ``path`` unless a file is there already, and return what is there."""
+    if path.exists():
+        return load_keys(path)
+    content = _new_content()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.touch(mode=0o600)
     partial.write_text(json.dumps(content, indent=2) + "\n")

@@ -137,8 +137,6 @@ def check_keys(settings: Settings) -> Check:
     except KeysError as e:
         found = "named by TASKRUNNER_KEYS_FILE" if settings.keys_file else "in the home"
         return from_error("keys", found, e)  # whose text has the path
-    except UnicodeDecodeError:
-        return broken("keys", str(path), "the keys file is broken (not text)", "restore it from where it was copied")
     return ok("keys", f"{path}, installation {keys.installation_id}")
 
 

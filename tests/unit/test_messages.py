@@ -284,6 +284,9 @@ def test_keys_are_made_once_readable_by_their_owner_alone_and_never_shown(tmp_pa
     with pytest.raises(KeysError) as broken:
         load_keys(path)
     assert "hidden" not in str(broken.value)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(KeysError, match="broken"):
+        load_keys(path)
 
 
 def test_agents_tokens_differ_by_workspace_and_attempt(keys: Keyring) -> None:
