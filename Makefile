@@ -8,11 +8,11 @@ UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 export PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.txt
 
 setup: .venv/.installed
+	@.venv/bin/python -m compileall -q $(PACKAGES)  # what changed, also where PYTHONDONTWRITEBYTECODE forbids it to Python
 
 .venv/.installed: pyproject.toml uv.lock | $(UV)
 	@$(UV) sync --quiet --locked || \
 	  { $(UV) python find --quiet --no-python-downloads >/dev/null 2>&1 || echo "$(NO_PYTHON)" >&2; exit 1; }
-	@.venv/bin/python -m compileall -q $(PACKAGES)  # once, also where PYTHONDONTWRITEBYTECODE keeps Python from doing so
 	@touch $@
 
 .tools/bin/uv:
