@@ -154,9 +154,9 @@ async def _take(lock: FileLock, home: Home, *, wait: bool) -> None:
     who = f" (process {other.pid}, {other.api_url})" if other is not None and other.is_alive else ""
     if who and other is not None and other.while_used:
         raise UsageError(
-            f"a command, taskrunner run say, has started the stack on {home.path}{who}; it stops with the last one that"
-            " uses it, as all do until then: start dev when no task runs any more (taskrunner list), or set another"
-            " TASKRUNNER_HOME"
+            f"a stack runs on {home.path} already{who}, which a taskrunner run or another command has started; it stops"
+            " with the last command that uses it: use it until then, start dev when no task runs any more (taskrunner"
+            " list), or set another TASKRUNNER_HOME"
         )
     raise UsageError(f"a stack runs on {home.path} already{who}; use it, stop it, or set another TASKRUNNER_HOME")
 

@@ -53,7 +53,8 @@ class PortInUse(StackError):
     """Ports that were asked for are taken: ``taken``, at least one."""
 
     def __init__(self, *taken: TakenPort) -> None:
-        ports = " and ".join(f"{each.port} ({each.purpose})" for each in taken)
+        *others, last = (f"{each.port} ({each.purpose})" for each in taken)
+        ports = f"{', '.join(others)} and {last}" if others else last
         free = " ".join(f"{each.option} 0" for each in taken)
         these = f"port {ports} is" if len(taken) == 1 else f"ports {ports} are"
         super().__init__(

@@ -127,7 +127,7 @@ def test_following_a_task_that_goes_on_starts_the_stack_until_it_has_ended(cli: 
     following.wait_for("begun", stream="out")
     refused = cli.run("dev", "--port", "0", "--temporal-port", "0", "--ui-port", "0")
     assert refused.code == 2, refused
-    assert "a command, taskrunner run say, has started the stack" in refused.err
+    assert "which a taskrunner run or another command has started" in refused.err
     assert "start dev when no task runs any more" in refused.err
     (cli.cwd / "followed").write_text("ended\n")
     finished = following.end()
