@@ -127,9 +127,9 @@ class Docker:
         try:
             context: Any = ContextAPI.get_context(name)
         except Exception as e:  # the SDK raises plain ones
-            raise BackendUnusable(f"Docker context {name!r} cannot be read ({e}); see: docker context ls") from e
+            raise BackendUnusable(f"Docker context {name!r} cannot be read ({e}); run: docker context ls") from e
         if context is None:
-            raise BackendUnusable(f"there is no Docker context {name!r}; see: docker context ls")
+            raise BackendUnusable(f"there is no Docker context {name!r}; run: docker context ls")
         found = {"base_url": context.Host} if context.Host else {}
         return {**found, "tls": context.TLSConfig} if found and context.TLSConfig else found
 

@@ -137,6 +137,6 @@ def test_a_context_says_where_and_with_which_certificates(
         assert docker.address == address
         assert docker.call_blocking(lambda client: client.ping())
         docker.close()
-    assert refusal(DOCKER_CONTEXT="nowhere") == "there is no Docker context 'nowhere'; see: docker context ls"
+    assert refusal(DOCKER_CONTEXT="nowhere") == "there is no Docker context 'nowhere'; run: docker context ls"
     (meta / "meta.json").write_text("{")
     assert "Docker context 'there' cannot be read" in refusal(PATH="")
