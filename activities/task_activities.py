@@ -42,11 +42,11 @@ from messages.activities import (
     WorkspaceHandle,
 )
 from messages.keys import Keyring
-from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, host_task_queue, task_workflow_id
+from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, host_task_queue, session_id, task_workflow_id
 from messages.sealed import CannotOpen, open_env
 from messages.signals import ProvisioningFailed, SessionFinished
 from messages.statuses import BackendKind, FailureSource, SessionStatus, TaskStep, Verdict, WorkspaceStatus
-from messages.tasks import SavedResult, TaskInput
+from messages.tasks import SavedResult, TaskInput, TaskOutcome
 from messages.templates import HarnessAgent, how_to_install
 from messages.timeouts import resolve_provision_timeout
 from messages.tokens import mint_callback_token
@@ -305,19 +305,7 @@ class TaskActivitiesImpl(TaskActivities):
             workspaces = self._registry.workspaces
             if outcome.verdict and outcome.verdict is not Verdict.READY:
                 await workspaces.record_verdict(task.workspace_id, request.attempt, outcome.verdict, outcome.failure)
-            if outcome.session:
-                await self._registry.sessions.finish(outcome.session)
-            elif request.session_id:
-                error = outcome.error or "The workspace was released before the session's end was known."
-                await self._registry.sessions.finish(
-                    SessionFinished(
-                        workspace_id=task.workspace_id,
-                        attempt=request.attempt,
-                        session_id=request.session_id,
-                        status=SessionStatus.INTERRUPTED,
-                        error=error,
-                    )
-                )
+            await self._finish_session(task, request.attempt, outcome)
             await workspaces.begin_release(task.task_id, task.workspace_id)
             backend = self._backend(task.template.backend)
             compute = _compute(task, request.attempt)
@@ -335,8 +323,7 @@ class TaskActivitiesImpl(TaskActivities):
                 await self._registry.workspaces.record_verdict(
                     task.workspace_id, request.attempt, outcome.verdict, outcome.failure
                 )
-            if outcome.session:
-                await self._registry.sessions.finish(outcome.session)
+            await self._finish_session(task, request.attempt, outcome)
             if request.leak_suspected:
                 await self._registry.workspaces.suspect_leak(task.workspace_id, request.leak_suspected)
             await self._registry.tasks.finish(task.task_id, outcome)
@@ -345,6 +332,17 @@ class TaskActivitiesImpl(TaskActivities):
         """Raise ``NotThisHost`` unless ``place`` is this worker's host, or its queue."""
         if place not in {self._settings.host_id, host_task_queue(self._settings.host_id)}:
             raise NotThisHost(f"this is host {self._settings.host_id!r}, not {place!r}")
+
+    async def _finish_session(self, task: TaskInput, attempt: int, outcome: TaskOutcome) -> None:
+        """Record the session's end, also where the workflow knows of none: its worker died when it had asked for it."""
+        unknown = SessionFinished(
+            workspace_id=task.workspace_id,
+            attempt=attempt,
+            session_id=session_id(task.workspace_id, attempt, turn=1),
+            status=SessionStatus.INTERRUPTED,
+            error=outcome.error or "The workspace was released before the session's end was known.",
+        )
+        await self._registry.sessions.finish(outcome.session or unknown)
 
     def _if_missing(self, task: TaskInput, program: str) -> str:
         """Return what to say of an agent's program that the workspace does not have."""

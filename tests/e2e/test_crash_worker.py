@@ -468,13 +468,17 @@ async def test_a_probe_is_taken_up_again_when_its_worker_dies(stack: Stack, gate
     assert view.provision_timeout_rule == "default for probe readiness"
 
 
+@pytest.mark.parametrize("point", ["session accepted", "session recorded", None])
 async def test_an_agent_that_dies_while_no_worker_is_there_is_noticed_by_the_next(
-    stack: Stack, gate: Gate, repository: Path, tmp_path: Path
+    stack: Stack, gate: Gate, repository: Path, tmp_path: Path, point: str | None
 ) -> None:
     """S28: its end is found at the start of the watcher; what it had changed is kept."""
-    home = tmp_path / "home"
-    async with stack.worker(HOST, home) as worker:
-        task = await stack.submit(f"echo half > done; echo said; read line < {gate}", repository=(repository, HOST))
+    home, task = tmp_path / "home", unique("t")
+    async with stack.worker(HOST, home, stops={task: point} if point else None) as worker:
+        prompt = f"echo half > done; echo said; read line < {gate}"
+        await stack.submit(prompt, id=task, repository=(repository, HOST))
+        if point:
+            await worker.said("^stopped: ")
         view = await stack.until(task, lambda view: view.session and view.session.output_bytes)
         await worker.kill()
     kill_agent(view)
