@@ -270,6 +270,19 @@ async def test_a_result_that_cannot_be_kept_keeps_the_workspace(world: World, tm
     assert view.leak_suspected_at is not None
 
 
+async def test_a_session_does_not_run_for_ever_where_its_release_could_not(world: World) -> None:
+    """S28: its host was away for too long, and nobody could say how it ended."""
+    task = await world.submit(prompt="sleep 600")
+    _, handle = await world.provision(task)
+    await world.run(world.activities.create_session, world.session(task, handle))
+    outcome = TaskOutcome(status=TaskStatus.FAILED, error="the host is away", error_type=ErrorType.HOST_AWAY)
+    finish = FinishRequest(task=task, attempt=1, outcome=outcome, leak_suspected="the host is away")
+    await world.run(world.activities.finish_task, finish)
+    session = await session_of(world.registry, task.task_id)
+    assert session is not None
+    assert (session.status, session.error) == (SessionStatus.INTERRUPTED, "the host is away")
+
+
 async def test_a_local_task_keeps_its_result_as_a_bundle(world: World) -> None:
     """S44"""
     task = await world.submit(kind=BackendKind.LOCAL, repository=None)
