@@ -1,8 +1,9 @@
-"""The backend ``container``: whether what runs in a container reaches the API, looked at from inside one."""
+"""The backend ``container``: its daemon, and whether what runs in a container reaches the API."""
 
 import asyncio
 import json
 import os
+import shutil
 from dataclasses import replace
 
 from activities.backends.container_check import Inside, Looked, NothingToLookWith, check_callback
@@ -12,6 +13,7 @@ from activities.errors import BackendAway, BackendUnusable
 from api.templates import TemplateError, TemplateFolder
 from cli.discovery import Service
 from cli.doctor.check import Check, broken, from_error, not_needed, ok
+from cli.doctor.programs import installing
 from cli.home import StackRecord, read_doors
 from messages.names import SERVICE
 from messages.settings import Settings, is_loopback
@@ -27,6 +29,21 @@ class ContainerLook:
         self._seconds = seconds
         self._docker = Docker(os.environ, timeout=seconds)
         self._inside = Inside(self._docker)
+
+    def daemon(self) -> Check:
+        """Check that the daemon answers, asked as the worker asks it: no program of Docker's needs to be here."""
+        try:
+            # On a connection of its own: a daemon that hangs holds up what comes after it.
+            version = self._docker.call_blocking(lambda client: client.version()["Version"], timeout=self._seconds)
+        except BackendAway as e:
+            if not os.environ.get("DOCKER_HOST") and not shutil.which("docker") and not shutil.which("dockerd"):
+                return broken("docker", "no docker on PATH", "Docker is not installed", installing("docker.io"))
+            problem, _, mend = str(e).partition("; ")
+            here = self._docker.remote_host is None
+            return broken("docker", self._address(), problem, "sudo systemctl start docker" if here else mend)
+        except BackendUnusable as e:
+            return from_error("docker", self._address(), e)
+        return ok("docker", f"{version} ({self._address()})")
 
     def embedded(self, settings: Settings, record: StackRecord | None, service: Service | None) -> Check:
         """Check that containers reach the embedded stack's API, or that they would: the bridge's gateway, if no URL."""

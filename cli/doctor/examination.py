@@ -118,7 +118,7 @@ def plan(setup: Setup, asked: programs.Programs, look: ContainerLook, *, docker:
             *(_embedded(setup, asked) if setup.role is Role.EMBEDDED else _services(setup, asked.patience_seconds)),
         ]
     chosen.append(("api", partial(_api, setup, asked.patience_seconds)))
-    chosen.append(("docker", partial(programs.check_docker, asked, needed=docker)))
+    chosen.append(("docker", partial(_docker, look, needed=docker)))
     chosen.append(("containers", partial(_containers, setup, look, needed=docker)))
     chosen.append(("agent-shell", programs.check_shell))
     chosen += [(f"agent-{agent}", partial(programs.check_agent, asked, agent)) for agent in programs.AGENTS]
@@ -131,6 +131,11 @@ _OF_SERVICES = ("home", "disk", "keys", "templates", "temporal-cli", "temporal-s
 def _git(asked: programs.Programs, role: Role) -> Check:
     check = programs.check_git(asked)
     return check.as_warning() if role is Role.CLIENT else check  # for --repo alone
+
+
+def _docker(look: ContainerLook, *, needed: bool) -> Check:
+    check = look.daemon()
+    return check if needed else check.as_not_needed()
 
 
 def _containers(setup: Setup, look: ContainerLook, *, needed: bool) -> Check:

@@ -179,24 +179,5 @@ def check_shell() -> Check:
     return broken("agent-shell", "no /bin/sh", "prompts of the agent 'shell' cannot be run", installing("dash"))
 
 
-def check_docker(programs: Programs, *, needed: bool) -> Check:
-    """Check whether Docker's daemon answers its client; the backend ``container`` alone needs it."""
-    check = _check_docker(programs)
-    return check if needed else check.as_not_needed()
-
-
-def _check_docker(programs: Programs) -> Check:
-    path = shutil.which("docker")
-    if path is None:
-        return broken("docker", "no docker on PATH", "Docker is not installed", installing("docker.io"))
-    try:
-        said = programs.ask(path, "version", "--format", "{{.Server.Version}}")
-    except (OSError, TimeoutError) as e:
-        return broken("docker", path, f"its daemon does not answer: {_reason(e)}", "sudo systemctl start docker")
-    if said.code != 0:
-        return broken("docker", path, "its daemon cannot be reached", "sudo systemctl start docker")
-    return ok("docker", f"{version_in(said.text) or 'version not known'} ({path})")
-
-
 def _reason(error: OSError) -> str:
     return error.strerror or str(error)

@@ -162,16 +162,6 @@ def test_agents_are_never_needed(asked: Programs, tools: Path) -> None:
     is_told(programs.check_agent(asked, "codex"), Status.OK, "not known", str(tools))
 
 
-def test_docker_is_needed_only_where_it_was_asked_for(asked: Programs, tools: Path) -> None:
-    for script in (None, "exit 1"):
-        if script:
-            program(tools / "docker", script)
-        is_told(programs.check_docker(asked, needed=False), Status.NOT_NEEDED)
-        is_told(programs.check_docker(asked, needed=True), Status.BROKEN)
-    program(tools / "docker", "echo 29.1.0")
-    is_told(programs.check_docker(asked, needed=True), Status.OK, "29.1.0")
-
-
 # Containers
 
 
@@ -191,6 +181,31 @@ def with_image(tmp_path: Path) -> Settings:
     templates.mkdir()
     (templates / "own.yaml").write_text(f"{{name: own, backend: container, container: {{image: '{IMAGE}'}}}}")
     return Settings(home=tmp_path / "home", templates=templates)
+
+
+def test_the_daemon_is_asked_as_the_worker_asks_it(look: ContainerLook, daemon: Daemon, tools: Path) -> None:
+    """``tools`` is all that is on PATH: no program of Docker's is there."""
+    assert list(tools.iterdir()) == []
+    version = daemon.client().version()["Version"]
+    is_told(look.daemon(), Status.OK, version, daemon.host)
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, ("does not answer", "sudo systemctl start docker")),
+        ({"DOCKER_CONTEXT": "none-such"}, ("no Docker context", "docker context ls")),
+    ],
+    ids=["no daemon", "no context"],
+)
+def test_a_daemon_that_cannot_be_asked_is_told(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], words: tuple[str, ...]
+) -> None:
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    with closing(ContainerLook(0.5)) as look:
+        is_told(look.daemon(), Status.BROKEN, *words)
 
 
 def elsewhere(settings: Settings, url: str | None) -> Settings:
