@@ -1,5 +1,5 @@
 # Everything is installed into this folder (.venv, .tools); only downloads that are worth keeping go to the user's cache.
-.PHONY: setup temporal run test test-pythons lint types bench format histories workspace-image clean
+.PHONY: setup temporal run test coverage test-pythons lint types bench format histories workspace-image clean
 
 PYTHON ?= python3
 PACKAGES := messages store activities workflows workers api cli agent
@@ -27,6 +27,9 @@ run: setup  ## a task on this repository: a shell script as the agent, in a git 
 	.venv/bin/taskrunner run --repo . "$$PROMPT"
 
 test: temporal
+	.venv/bin/python -m pytest $(ARGS)
+
+coverage: temporal  ## the tests once more, slower: which lines and branches none of them reaches
 	.venv/bin/python -m pytest --cov --cov-report=term $(ARGS)
 
 PYTHONS ?= 3.12 3.13
