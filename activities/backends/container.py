@@ -27,7 +27,7 @@ from activities.backends.host import ComputeRecord
 from activities.backends.host_copies import HostCopies
 from activities.errors import AttemptNotWanted, BackendAway, BackendUnusable, ProvisionFailed, ResultNotSaved
 from activities.files import exclusive, remove_tree, write_private
-from activities.threads import no_longer_than, to_its_end, until_done
+from activities.threads import in_daemon_thread, no_longer_than, to_its_end, until_done
 from messages.activities import WorkspaceHandle
 from messages.base import Message
 from messages.statuses import BackendKind, FailureSource
@@ -96,8 +96,13 @@ class ContainerBackend(Backend):
 
     async def check(self, task: TaskInput) -> str | None:
         """See :meth:`Backend.check`."""
+
+        def ask() -> None:  # for longer than anybody waits, so that a hang is always told as one
+            self.docker.call_blocking(lambda client: client.ping(), timeout=2 * CHECK_SECONDS)
+
         try:
-            await no_longer_than(CHECK_SECONDS, self.docker.call(lambda client: client.ping()))
+            # Not in the pool, and on a connection of its own: a daemon that hangs holds up nobody else's task.
+            await no_longer_than(CHECK_SECONDS, in_daemon_thread(ask))
         except BackendAway as e:  # whoever submits wants to know now, not when somebody has started it
             raise BackendUnusable(str(e)) from e
         except TimeoutError as e:

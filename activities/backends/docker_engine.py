@@ -92,9 +92,17 @@ class Docker:
 
     def _connected(self) -> Sdk:
         with self._lock:
+            found = self._client
+        if found is not None:
+            return found
+        made = self.connect(timeout=self._timeout)  # not under the lock: others would queue behind one that hangs
+        with self._lock:
             if self._client is None:
-                self._client = self.connect(timeout=self._timeout)
-            return self._client
+                self._client = made
+            found = self._client
+        if found is not made:
+            made.close()
+        return found
 
     def _where(self) -> dict[str, Any]:
         """Return the SDK's arguments. Raises ``BackendUnusable`` where a context or certificates cannot be used."""

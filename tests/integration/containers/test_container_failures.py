@@ -3,11 +3,16 @@
 import asyncio
 import gc
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from activities.backends.container import LATE_CREATE_SECONDS, ContainerBackend
+from activities.backends.docker_engine import Docker
 from activities.errors import (
     BackendAway,
     BackendUnusable,
@@ -156,6 +161,38 @@ async def test_with_a_daemon_that_hangs_a_task_is_refused(
     with daemon.frozen(), pytest.raises(BackendUnusable, match=said):
         await backend.check(spec.task)
     assert await backend.check(spec.task) is None
+
+
+async def test_a_daemon_that_hangs_takes_no_thread_from_other_tasks(
+    workshop: Workshop, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("activities.backends.container.CHECK_SECONDS", 0.5)
+    backend, spec = workshop.backend(), workshop.spec()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        asyncio.get_running_loop().set_default_executor(pool)
+        with daemon.frozen():
+            with pytest.raises(BackendUnusable, match="Docker hangs"):
+                await backend.check(spec.task)
+            async with asyncio.timeout(10):
+                await asyncio.to_thread(int)  # what a task of another backend does
+
+
+def test_threads_that_connect_do_not_wait_for_each_other(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one hangs, the others would queue behind it; all go on with one client, and close what they made."""
+    with closing(Docker(daemon.environ)) as docker:
+        connect, together, made = docker.connect, threading.Barrier(3), []
+
+        def connect_together(**options: Any) -> Any:
+            together.wait(20)
+            made.append(connect(**options))
+            return made[-1]
+
+        monkeypatch.setattr(docker, "connect", connect_together)
+        with ThreadPoolExecutor() as pool:
+            used = set(pool.map(lambda _: docker.call_blocking(lambda client: client), range(3)))
+        assert len(made) == 3
+        assert {client for client in made if client.get_adapter("http+docker://").pools.keys()} == used
+        assert len(used) == 1
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
