@@ -159,6 +159,11 @@ class Docker:
             said, mend = tls
             where = self._certificates
             return BackendUnusable(f"Docker at {self.address}: {said} ({reason_of(e)}); {mend.format(where=where)}")
+        if self.address.startswith("ssh://"):  # what ssh itself says goes to the worker's stderr
+            return BackendAway(
+                f"Docker does not answer at {self.address} ({reason_of(e)}); see what this says as the worker's user: "
+                f"ssh {self.address} docker version"
+            )
         return BackendAway(
             f"Docker does not answer at {self.address} ({reason_of(e)}); start it, or set DOCKER_HOST to where it is"
         )
