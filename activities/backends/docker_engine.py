@@ -233,6 +233,8 @@ def is_loopback(host: str) -> bool:
 def reason_of(e: BaseException) -> str:
     """Return the innermost reason of a failed connection, in a few words."""
     text = str(e)
+    if told := re.search(r"\[Errno -?\d+\] ([^'\"():]+)['\")]", text):  # within urllib3's own words
+        return told[1]
     named = re.findall(r"(?:Error|Exception)\((?:\d+, )?['\"]([^'\"]+)['\"]", text)
     return (named[-1] if named else text.splitlines()[0] if text else type(e).__name__)[:_SAID_CHARS]
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import re
 import shlex
 import socket
 import subprocess
@@ -11,9 +12,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
+from urllib3 import HTTPConnectionPool
+from urllib3.connection import HTTPConnection
+from urllib3.exceptions import MaxRetryError, NameResolutionError
 
 from activities.backends.container_check import Inside, Looked, NothingToLookWith, check_callback
-from activities.backends.docker_engine import Docker
+from activities.backends.docker_engine import Docker, reason_of
 from activities.errors import BackendAway, BackendUnusable
 from tests.support.docker import IMAGE, Daemon, build_image, running_daemon, snapshot
 
@@ -201,3 +205,23 @@ async def test_close_waits_for_a_container_that_is_just_being_made(looking: Look
     assert snapshot(daemon) == before
     with pytest.raises(NothingToLookWith):
         await look
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("tcp://127.0.0.1:1", "Connection refused"),
+        ("unix:///nowhere/docker.sock", "No such file or directory"),
+    ],
+)
+def test_why_a_daemon_does_not_answer_is_told(host: str, reason: str) -> None:
+    with pytest.raises(BackendAway, match=rf"^Docker does not answer at {re.escape(host)} \({reason}\); start it"):
+        Docker({"DOCKER_HOST": host}).call_blocking(lambda client: client.version())
+
+
+def test_a_name_that_nobody_knows_is_told() -> None:
+    unknown = NameResolutionError(
+        "nowhere", HTTPConnection("nowhere"), socket.gaierror(-2, "Name or service not known")
+    )
+    asked = MaxRetryError(HTTPConnectionPool("nowhere", 2375), "/version", unknown)
+    assert reason_of(asked) == "Name or service not known"
