@@ -13,7 +13,7 @@ _OPTIONS = (
         "--backend",
         metavar="BACKEND",
         shell_complete=completing.backends,
-        help="Where the workspace lives: local or worktree.",
+        help=f"Where the workspace lives: {', '.join(completing.BACKENDS[:-1])} or {completing.BACKENDS[-1]}.",
     ),
     click.option(
         "--template",

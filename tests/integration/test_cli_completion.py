@@ -14,8 +14,10 @@ from pathlib import Path
 from time import perf_counter
 
 import pytest
+from click.testing import CliRunner
 
 from cli.completing import AGENTS, BACKENDS
+from cli.main import cli
 from messages.templates import AGENT_PRESETS, SUPPORTED_BACKENDS
 from tests.support.cli import PROGRAM, ROOT
 from tests.support.terminal import Terminal
@@ -220,3 +222,9 @@ def _children_seconds() -> float:
 def test_the_names_that_are_known_without_loading_anything_are_the_right_ones() -> None:
     assert set(AGENTS) == set(AGENT_PRESETS)
     assert set(BACKENDS) == set(SUPPORTED_BACKENDS)
+
+
+@pytest.mark.parametrize("command", ["run", "submit"])
+def test_help_names_every_backend(command: str) -> None:
+    said = " ".join(CliRunner().invoke(cli, [command, "--help"]).output.split())
+    assert f"Where the workspace lives: {', '.join(SUPPORTED_BACKENDS[:-1])} or {SUPPORTED_BACKENDS[-1]}." in said
