@@ -250,6 +250,7 @@ def _say_where(record: StackRecord, home: Path, seconds: float, as_json: bool) -
         where = render.fields(
             (
                 ("API", f"{record.api_url}  (documentation: {record.api_url}/docs)"),
+                ("API token", f"in {home / 'api-token'}"),
                 ("Temporal's UI", record.ui_url),
                 ("Temporal", record.temporal_address),
                 ("state and logs", str(home)),

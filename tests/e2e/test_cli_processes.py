@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import httpx
 import pytest
@@ -107,6 +108,14 @@ def test_a_signal_stops_the_stack_and_everything_that_it_started(cli: Cli, numbe
     assert finished.code == 0, finished
     assert "Traceback" not in finished.err
     assert cli.processes() == {}
+
+
+def test_dev_tells_people_where_it_listens_and_where_the_token_is(cli: Cli) -> None:
+    with cli.dev() as stack:
+        url = stack.wait_for(r"API +(http://\S+)", stream="out")[1]
+        token = Path(stack.wait_for(r"API token +in (\S+)", stream="out")[1]).read_text().strip()
+        answer = httpx.get(f"{url}/api/tasks", headers={"Authorization": f"Bearer {token}"}, trust_env=False)
+        assert answer.status_code == 200, answer
 
 
 def test_dev_tells_programs_where_it_listens(cli: Cli) -> None:
