@@ -25,6 +25,7 @@ from cli.running import build_request, placed
 from messages.durations import format_duration
 from messages.names import result_branch
 from messages.settings import Settings, read_settings
+from messages.statuses import TaskStatus
 from messages.views import BootLogEntry, EventView, TaskPage, TaskSummary, TaskView
 
 _T = TypeVar("_T")
@@ -190,7 +191,11 @@ def cancel(task_id: str, as_json: bool) -> None:
         _call(service, lambda api: api.cancel(task_id))
         said = f"Cancelling {task_id}. Follow it: taskrunner events -f {task_id}"
     else:
-        _cancel_with_stack(settings, task_id)
+        task = _cancel_with_stack(settings, task_id)
+        if task.status is not TaskStatus.CANCELLED:
+            raise Refused(f"task {task_id} was about to end and is {task.status.value}; see: taskrunner show {task_id}")
+        if task.workspace and task.workspace.leak_suspected_at:
+            raise Refused(f"task {task_id} is cancelled, but its workspace may still be there: {task.error}")
         said = f"Task {task_id} is cancelled, and its workspace taken down."
     if as_json:
         click.echo(json.dumps({"task_id": task_id, "cancel_requested": True}))
@@ -198,7 +203,10 @@ def cancel(task_id: str, as_json: bool) -> None:
         render.say(said)
 
 
-def _cancel_with_stack(settings: Settings, task_id: str) -> None:
+def _cancel_with_stack(settings: Settings, task_id: str) -> TaskView:
+    """Cancel a task that was left unfinished, and return it as it has ended: it may have been about to."""
+    ended: list[TaskView] = []
+
     async def refuse_what_has_ended(api: ApiClient) -> None:
         if (await api.task(task_id)).status.is_final:
             await api.cancel(task_id)  # says so
@@ -206,10 +214,12 @@ def _cancel_with_stack(settings: Settings, task_id: str) -> None:
     async def cancel_and_wait(feed: TaskFeed) -> None:
         await feed.ask(lambda api: api.cancel(task_id))
         await feed.events(lambda _: None)
+        ended.append(await feed.ask(lambda api: api.task(task_id)))
 
     offline.ask_records(settings, refuse_what_has_ended)
     with joined_stack(settings, offline.say_on_terminal) as service:
         _feed(settings, service, task_id, cancel_and_wait)
+    return ended[0]
 
 
 def list_templates(as_json: bool) -> None:

@@ -9,7 +9,7 @@ from cli.errors import Refused, Unreachable
 from cli.home import StackRecord, has_records, read_record, read_token
 from messages.defaults import DEFAULT_API_URL
 from messages.names import SERVICE
-from messages.settings import Settings
+from messages.settings import Settings, is_loopback
 from messages.urls import without_user_info
 from workers.errors import ASK_THE_DOCTOR
 
@@ -33,6 +33,8 @@ def named_service(settings: Settings) -> Service | None:
     """Return the service that the environment names (``TASKRUNNER_API_URL``), answering or not."""
     if settings.api_url is None:
         return None
+    if settings.api_token is None and not is_loopback(settings.api_url):
+        return Service(settings.api_url, None)  # the home's own token opens nothing there, and is not told to others
     return Service(settings.api_url, _token(settings, settings.home))
 
 

@@ -99,7 +99,7 @@ class TaskRequest(Message, extra="forbid"):
 WORKFLOW_REVISION = 1
 """The newest order of steps, which every new task gets. 1: short steps are tried by the workflow's own worker first.
 
-Workers that know a revision come before the APIs that ask for it.
+Workers that do not know a revision have to be gone when an API first asks for it (docs/operations/deployment.md).
 """
 
 

@@ -42,7 +42,13 @@ class WorktreeBackend(HostBackend):
             return await self._check_url(task.repository.url, task.ref)
         assert task.repository.path is not None
         git = self._git(Path(task.repository.path))
-        commit, _ = await asyncio.gather(check_repository(git, task.ref), check_result_branch(git, task.task_id))
+        commit, branch = await asyncio.gather(
+            check_repository(git, task.ref), check_result_branch(git, task.task_id), return_exceptions=True
+        )
+        if isinstance(commit, BaseException):
+            raise commit  # of both the one that says what is wrong with the repository
+        if branch is not None:
+            raise branch
         return commit
 
     def _checkout_config(self, spec: WorkspaceSpec) -> dict[str, Any]:  # noqa: ARG002 (the agent has nothing to do)

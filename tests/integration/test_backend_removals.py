@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from activities import processes
+from activities import scopes
 from activities.backends import host
 from activities.backends.contract import WorkspaceSpec
 from activities.backends.host import HostBackend, _remove_folder  # pyright: ignore[reportPrivateUsage]
-from activities.errors import NotRemoved
+from activities.errors import NotRemoved, ProvisionFailed
 from messages.names import result_branch
-from messages.statuses import BackendKind
+from messages.statuses import BackendKind, FailureSource
 from tests.support.git_repositories import git, make_dirty, make_repository, snapshot
 from tests.support.hosts import BACKENDS, agents_of, make_spec, make_task
 
@@ -144,11 +144,11 @@ async def test_half_the_removal_of_a_failed_provision_is_no_result_and_is_finish
     before = snapshot(repository)
     folder = home / "workspaces" / spec.compute.name
 
-    def fail(*_: object, **__: object) -> processes.ProcessId:
-        raise OSError(12, "Cannot allocate memory")
+    async def fail(*_: object, **__: object) -> None:
+        raise ProvisionFailed("no more memory", source=FailureSource.PROVIDER)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(processes, "start", fail)
+        patched.setattr(scopes, "move_to_scope", fail)
         keep_the_checkouts_folder(patched)
         with pytest.raises(NotRemoved):
             await backend.provision(spec)

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from cli import discovery
 from cli.client import ApiClient, Disconnected
-from cli.discovery import NoTaskYet, Service, find_again, find_service, service_of_others
+from cli.discovery import NoTaskYet, Service, find_again, find_service, named_service, service_of_others
 from cli.errors import Unreachable
 from cli.home import StackRecord
 from cli.main import main
@@ -166,3 +166,16 @@ async def test_a_submission_that_cannot_have_arrived_says_nothing_of_ids() -> No
         with pytest.raises(Disconnected) as told:
             await client.submit(REQUEST)
     assert "--id" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [("http://127.0.0.1:8070", "tr_of_the_home"), ("http://tasks.example.org", None)],
+    ids=["on this machine", "elsewhere"],
+)
+def test_the_homes_token_is_told_to_no_other_machine(tmp_path: Path, url: str, token: str | None) -> None:
+    """S37"""
+    (tmp_path / "api-token").write_text("tr_of_the_home\n")
+    service = named_service(Settings(home=tmp_path, api_url=url))
+    assert service is not None
+    assert service.token == token
