@@ -17,7 +17,7 @@ from activities.errors import BackendUnusable
 from activities.threads import in_daemon_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 REMOVAL_SECONDS = 3.0
 """How long :meth:`Inside.close` waits at most until the container is gone."""
@@ -117,6 +117,7 @@ class Inside:
             if self._closed:
                 raise BackendUnusable("the look was ended; taskrunner doctor, again")
             self._name = name
+        said_inside: Iterable[bytes] = ()
         try:
             command = [url, limit] if knows_python else [url, limit, _PYTHON]
             client.create_container(
@@ -133,16 +134,15 @@ class Inside:
             client.start(name)
             said_inside = client.logs(name, stream=True, follow=True)
             line = _first_line(said_inside)
-            _remove(client, name)
-            for _ in said_inside:  # to its end, so that its connection is closed
-                pass
             if line.startswith(("answer", "error")):
                 return line
         except APIError as e:
             line = said(e)
         finally:
-            with contextlib.suppress(APIError):
+            with contextlib.suppress(Exception):  # what it said counts: it also ends by itself
                 _remove(client, name)
+                for _ in said_inside:  # to its end, so that its connection is closed
+                    pass
             with self._idle:
                 self._name = ""
                 self._idle.notify_all()

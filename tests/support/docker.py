@@ -5,6 +5,7 @@ PYTEST_DONT_REWRITE: test modules import this before pytest makes it a plugin.
 
 import asyncio
 import hashlib
+import http.server
 import io
 import json
 import os
@@ -155,6 +156,49 @@ def remote_daemon(daemon: Daemon) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield f"tcp://{daemon.gateway}:{server.server_address[1]}"
         server.shutdown()
+
+
+@contextmanager
+def refusing(daemon: Daemon, method: str, path: str) -> Iterator[None]:
+    """The daemon with an authorization plugin that refuses such requests, ``path`` a part of theirs, to everybody.
+
+    It is started again before and after: no container may run.
+    """
+
+    class Plugin(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "{}")
+            refused = asked.get("RequestMethod") == method and path in asked.get("RequestUri", "")
+            answer = {"Implements": ["authz"], "Allow": not refused, "Msg": "not today" if refused else ""}
+            text = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads = True
+        block_on_close = False
+
+    folder = Path("/run/docker/plugins")  # the one place where dockerd looks for sockets
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"trtest-{uuid.uuid4().hex[:8]}"
+    path_of_socket = folder / f"{name}.sock"
+    with Server(str(path_of_socket), Plugin) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            daemon.stop()
+            daemon.start("--authorization-plugin", name)
+            yield
+        finally:
+            if daemon.process:
+                daemon.stop()
+            daemon.start()
+            server.shutdown()
+            path_of_socket.unlink()
 
 
 def _drain(stream: Any) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import re
 import shlex
 import socket
@@ -19,7 +20,7 @@ from urllib3.exceptions import MaxRetryError, NameResolutionError
 from activities.backends.container_check import Inside, Looked, NothingToLookWith, check_callback
 from activities.backends.docker_engine import Docker, reason_of
 from activities.errors import BackendAway, BackendUnusable
-from tests.support.docker import IMAGE, Daemon, build_image, running_daemon, snapshot
+from tests.support.docker import IMAGE, Daemon, build_image, refusing, running_daemon, snapshot
 
 
 class Looking:
@@ -225,3 +226,44 @@ def test_a_name_that_nobody_knows_is_told() -> None:
     )
     asked = MaxRetryError(HTTPConnectionPool("nowhere", 2375), "/version", unknown)
     assert reason_of(asked) == "Name or service not known"
+
+
+@contextlib.contextmanager
+def until_gone(daemon: Daemon) -> Iterator[None]:
+    """Wait at the end for the next container that goes."""
+    with contextlib.closing(daemon.client().events(filters={"event": ["destroy"]}, decode=True)) as events:
+        yield
+        next(events)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
+async def test_an_answer_counts_although_the_container_cannot_be_removed(daemon: Daemon) -> None:
+    with refusing(daemon, "DELETE", "/containers/"), until_gone(daemon):
+        looking = Looking(daemon.environ)
+        assert (await looking.look(IMAGE)).image == IMAGE
+        looking.docker.close()
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves a socket open
+async def test_a_daemon_that_hangs_at_the_removal_holds_nothing_up(
+    looking: Looking, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is there, and the close that follows has nothing to wait for."""
+    client = looking.docker.connect(timeout=1.0)
+    remove = client.remove_container
+    with until_gone(daemon), contextlib.ExitStack() as hanging:
+
+        def hang(*args: Any, **options: Any) -> None:
+            hanging.enter_context(daemon.frozen())
+            remove(*args, **options)
+
+        client.remove_container = hang
+        looking.docker._client = client
+        assert (await looking.look(IMAGE)).image == IMAGE
+        asked: list[float] = []
+        monkeypatch.setattr(looking.docker, "connect", lambda *, timeout: asked.append(timeout))
+        looking.inside.close()
+        assert asked == []
+    client.close()
+    gc.collect()
