@@ -26,6 +26,7 @@ Sdk = Any
 """The SDK's ``APIClient``, whose methods return what Docker's API returns: JSON."""
 
 CALL_SECONDS = 60
+DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 _CONNECTIONS = 64
 _SAID_CHARS = 500
 _LOCAL_SCHEMES = frozenset({"unix", "http+unix", "npipe"})
@@ -80,7 +81,7 @@ class Docker:
     @property
     def address(self) -> str:
         """Where the daemon is, as a URL."""
-        return str(self._where().get("base_url") or "unix:///var/run/docker.sock")
+        return str(self._where().get("base_url") or DEFAULT_ADDRESS)
 
     @property
     def remote_host(self) -> str | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from activities.backends.container_check import Inside, Looked, NothingToLookWith, check_callback
 from activities.backends.container_reach import Reach
-from activities.backends.docker_engine import Docker
+from activities.backends.docker_engine import DEFAULT_ADDRESS, Docker, said
 from activities.errors import BackendAway, BackendUnusable
 from api.templates import TemplateError, TemplateFolder
 from cli.discovery import Service
@@ -32,17 +32,23 @@ class ContainerLook:
 
     def daemon(self) -> Check:
         """Check that the daemon answers, asked as the worker asks it: no program of Docker's needs to be here."""
+        from docker.errors import APIError
+
         try:
             # On a connection of its own: a daemon that hangs holds up what comes after it.
             version = self._docker.call_blocking(lambda client: client.version()["Version"], timeout=self._seconds)
         except BackendAway as e:
+            if e.__cause__ and isinstance(refusal := e.__cause__.__cause__, APIError):  # of what the SDK asks first
+                return self._refused("docker", refusal)
             if not os.environ.get("DOCKER_HOST") and not shutil.which("docker") and not shutil.which("dockerd"):
                 return broken("docker", "no docker on PATH", "Docker is not installed", installing("docker.io"))
             problem, _, mend = str(e).partition("; ")
-            here = self._docker.remote_host is None
-            return broken("docker", self._address(), problem, "sudo systemctl start docker" if here else mend)
+            usual = self._docker.address == DEFAULT_ADDRESS
+            return broken("docker", self._address(), problem, "sudo systemctl start docker" if usual else mend)
         except BackendUnusable as e:
             return from_error("docker", self._address(), e)
+        except APIError as e:
+            return self._refused("docker", e)
         return ok("docker", f"{version} ({self._address()})")
 
     def embedded(self, settings: Settings, record: StackRecord | None, service: Service | None) -> Check:
@@ -64,6 +70,8 @@ class ContainerLook:
         self._docker.close()
 
     def _check(self, settings: Settings, url: str | None, doors: dict[str, int] | None) -> Check:
+        from docker.errors import APIError
+
         try:
             containers = _containers(settings)
         except TemplateError as e:
@@ -77,6 +85,8 @@ class ContainerLook:
             return _not_looked("Docker has no image from which one could look", f"docker pull {e}")
         except BackendUnusable as e:
             return from_error(_NAME, self._address(), e)
+        except APIError as e:
+            return self._refused(_NAME, e)
         if url and not _is_ours(looked):
             problem = f"what answers at {url} is not taskrunner's API: {looked.answer or 'an empty page'}"
             return broken(_NAME, f"from a container of {looked.image}", problem, "correct TASKRUNNER_PUBLIC_URL")
@@ -96,6 +106,11 @@ class ContainerLook:
             public_url=url,
             open_door=None if doors is None else door,
         )
+
+    def _refused(self, name: str, e: Exception) -> Check:
+        """Return what a daemon says that answers, and does not do what it is asked: a plugin's refusal, or a defect."""
+        mend = "journalctl -u docker, where its log says more; or set DOCKER_HOST to another daemon"
+        return broken(name, self._address(), f"Docker answers with an error: {said(e)}", mend)
 
     def _address(self) -> str:
         try:

@@ -33,7 +33,7 @@ from messages.keys import create_keys
 from messages.settings import Settings
 from store.schema import MIGRATIONS
 from tests.support.api import API_TOKEN, RunningApi
-from tests.support.docker import IMAGE, Daemon, remote_daemon
+from tests.support.docker import IMAGE, Daemon, refusing, remote_daemon
 from tests.support.temporal import dev_server_path
 from workers.children import STACK_MARKER
 from workers.postgres import start_postgres
@@ -193,7 +193,7 @@ def test_the_daemon_is_asked_as_the_worker_asks_it(look: ContainerLook, daemon: 
 @pytest.mark.parametrize(
     ("environ", "words"),
     [
-        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, ("does not answer", "sudo systemctl start docker")),
+        ({"DOCKER_HOST": "unix:///nowhere/docker.sock"}, ("does not answer", "start it, or set DOCKER_HOST")),
         ({"DOCKER_CONTEXT": "none-such"}, ("no Docker context", "docker context ls")),
     ],
     ids=["no daemon", "no context"],
@@ -206,6 +206,23 @@ def test_a_daemon_that_cannot_be_asked_is_told(
         monkeypatch.setenv(name, value)
     with closing(ContainerLook(0.5)) as look:
         is_told(look.daemon(), Status.BROKEN, *words)
+
+
+@pytest.mark.skipif(Path("/var/run/docker.sock").exists(), reason="a daemon listens where one usually does")
+def test_the_usual_daemon_is_started_as_it_usually_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///var/run/docker.sock")
+    with closing(ContainerLook(0.5)) as look:
+        is_told(look.daemon(), Status.BROKEN, "does not answer", "sudo systemctl start docker")
+
+
+def test_what_a_daemon_says_that_refuses_is_told(look: ContainerLook, with_image: Settings, daemon: Daemon) -> None:
+    with refusing(daemon, "GET", "/version"):
+        is_told(look.daemon(), Status.BROKEN, "Docker answers with an error", "not today", "journalctl")
+        is_told(look.embedded(with_image, None, None), Status.NOT_NEEDED, "not looked at", "not today")
+    for method, path in (("GET", "/_ping"), ("GET", "/images/"), ("POST", "/containers/create")):
+        with refusing(daemon, method, path):
+            is_told(look.daemon(), Status.OK)
+            is_told(look.embedded(with_image, None, None), Status.BROKEN, "not today")
 
 
 def elsewhere(settings: Settings, url: str | None) -> Settings:
