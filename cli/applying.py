@@ -27,6 +27,8 @@ _IN_PROGRESS = {
 }
 """By the file in the git folder that tells of it: what is under way, and whose --continue or --abort ends it."""
 
+_FILES_NAMED = 3
+
 _PLACES = {"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY"}
 """Variables that point git elsewhere, as in a hook."""
 
@@ -48,7 +50,10 @@ def apply(task_id: str, *, branch_only: bool, as_json: bool) -> int:
         _say(task, result, state, as_json, into=None)
         return 0
     if repository.is_bare:
-        raise UsageError(f"{folder} is a bare repository, without a checkout to merge into; use --branch-only")
+        raise UsageError(
+            f"{folder} is a bare repository, without a checkout to merge into; get the branch alone:"
+            f" taskrunner apply {task.id} --branch-only"
+        )
     into = repository.ask("symbolic-ref", "--short", "--quiet", "HEAD") or "the detached HEAD"
     if repository.holds(result.commit, "HEAD"):
         _say(task, result, "already-merged", as_json, into=into)
@@ -76,8 +81,11 @@ def _merge(repository: "_Repository", task: TaskView, result: SavedResult, into:
         return 0
     said = render.shorten(f"{done.stdout} {done.stderr}", 1000)
     if not repository.is_busy("MERGE_HEAD"):
+        if "local changes" in done.stderr and (names := _uncommitted(repository, result)):
+            has = "has" if len(names) == 1 else "have"
+            raise Refused(f"{_listed(names)} {has} uncommitted changes; commit or stash them, then apply again")
         raise CliError(f"git does not merge {result.branch} into {into}, and has changed nothing: {said}")
-    conflicts = [name for name in repository.ask("diff", "--name-only", "--diff-filter=U", "-z").split("\0") if name]
+    conflicts = repository.differing("--diff-filter=U")
     if not conflicts:  # as where a hook says no, or git does not know the user's name
         raise CliError(
             f"{result.branch} is merged but not committed: {said}; finish with git commit, or undo it with"
@@ -92,6 +100,18 @@ def _merge(repository: "_Repository", task: TaskView, result: SavedResult, into:
         f"{result.branch} and {into} changed the same lines of {files}; resolve them, git add them and finish with"
         " git merge --continue, or undo the merge with git merge --abort"
     )
+
+
+def _uncommitted(repository: "_Repository", result: SavedResult) -> list[str]:
+    """Return the files for which git refuses the merge: changed here and there, else whatever is staged."""
+    there = set(repository.differing("--no-renames", f"HEAD...{result.branch}"))
+    return [name for name in repository.differing("HEAD") if name in there] or repository.differing("--cached")
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _FILES_NAMED
+    shown = ", ".join(map(render.printable, names[:_FILES_NAMED]))
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _obtain(repository: "_Repository", task: TaskView, result: SavedResult) -> bool:
@@ -145,8 +165,8 @@ def _source(repository: "_Repository", task: TaskView, result: SavedResult) -> G
 def _other_repository(folder: Path, task: TaskView, result: SavedResult) -> str:
     if task.repository is None:
         return (
-            f"task {task.id} worked in an empty folder, not on {folder}; get its files with --branch-only,"
-            f" then see: git log -p {result.branch}"
+            f"task {task.id} worked in an empty folder, not on {folder}; get its files with:"
+            f" taskrunner apply {task.id} --branch-only && git log -p {result.branch}"
         )
     where = task.repository.path or task.repository.url
     return (
@@ -194,6 +214,10 @@ class _Repository:
         """Return what git answers, empty where it fails."""
         done = self.run(*args)
         return done.stdout.rstrip("\n") if done.returncode == 0 else ""
+
+    def differing(self, *args: str) -> list[str]:
+        """Return the files that ``git diff`` with these arguments is about, from the top of the repository."""
+        return [name for name in self.ask("diff", "--name-only", "-z", *args).split("\0") if name]
 
     def knows(self, revision: str) -> bool:
         """Tell whether there is such a commit."""

@@ -156,15 +156,15 @@ def test_what_cannot_be_applied_is_refused_in_one_line_and_changes_nothing(cli: 
     git(repository.parent, "clone", "-q", "--bare", "repository", "bare")
     (repository / "file").write_text("not committed\n")
     before = state(repository), state(elsewhere), git(bare, "for-each-ref")
-    refused(cli.run("apply", task, cwd=repository), 1, "would be overwritten", "has changed nothing")
+    refused(cli.run("apply", task, cwd=repository), 1, "error: file has uncommitted changes; commit or stash them")
     refused(cli.run("apply", unchanged, cwd=repository), 1, "changed nothing")
     refused(cli.run("apply", "goes-on", cwd=repository), 1, "has not ended", "taskrunner events -f goes-on")
     refused(cli.run("apply", "nobody", cwd=repository), 1, "nobody")
     refused(cli.run("apply", task, cwd=cli.cwd), 2, "not a git repository")
     refused(cli.run("apply", task, cwd=elsewhere), 2, "does not have the commit", str(repository))
-    refused(cli.run("apply", empty, cwd=repository), 2, "empty folder", "--branch-only")
+    refused(cli.run("apply", empty, cwd=repository), 2, "empty folder", f"apply {empty} --branch-only")
     refused(cli.run("apply", empty, "--json", cwd=repository), 2, "empty folder")
-    refused(cli.run("apply", task, cwd=bare), 2, "bare", "--branch-only")
+    refused(cli.run("apply", task, cwd=bare), 2, "bare", f"apply {task} --branch-only")
     assert (state(repository), state(elsewhere), git(bare, "for-each-ref")) == before
     assert cli.run("cancel", "goes-on").code == 0
     git(repository, "checkout", "-q", "file")
@@ -172,6 +172,25 @@ def test_what_cannot_be_applied_is_refused_in_one_line_and_changes_nothing(cli: 
     refused(cli.run("apply", task, cwd=repository), 1, "here already", "git branch -m")
     assert cli.run("apply", empty, "--branch-only", cwd=elsewhere).code == 0
     assert git(elsewhere, "show", f"taskrunner/{empty}:made") == "new"
+
+
+def test_uncommitted_changes_in_the_way_are_named_a_few_at_most(cli: Cli, repository: Path) -> None:
+    names = [f"file-{number} ü" for number in range(5)]
+    for name in names:
+        (repository / name).write_text("one\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "more")
+    task = changed(cli, repository, 'for name in file-*; do echo two >> "$name"; done')
+    for name in [*names, "file"]:
+        (repository / name).write_text("mine\n")
+    told = "file-0 ü, file-1 ü, file-2 ü and 2 more have uncommitted changes; commit or stash them"
+    refused(cli.run("apply", task, cwd=repository), 1, f"error: {told}")
+    git(repository, "checkout", "-q", *names)
+    git(repository, "add", "file")
+    git(repository, "commit", "-qm", "mine")
+    (repository / "file").write_text("staged\n")
+    git(repository, "add", "file")
+    refused(cli.run("apply", task, cwd=repository), 1, "error: file has uncommitted changes; commit or stash them")
 
 
 def test_a_merge_that_a_hook_refuses_is_told_with_the_ways_out(cli: Cli, repository: Path) -> None:
