@@ -24,6 +24,7 @@ temporal: setup
 	.venv/bin/python -c 'import asyncio; from workers.temporal_binary import obtain_temporal; asyncio.run(obtain_temporal(None, print))'
 
 run: setup  ## a task on this repository: a shell script as the agent, in a git worktree
+	@printf 'PROMPT: %s\n' "$$PROMPT"
 	.venv/bin/taskrunner run --repo . "$$PROMPT"
 
 test: temporal
