@@ -112,9 +112,12 @@ def logs(task_id: str, follow: bool, as_json: bool) -> None:
     """Print a task's output, with ``follow`` until the task has ended and all of it is printed."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a piece may end within a character
     end = 0
+    is_empty = True
+    silent: TaskView | None = None
 
     def write(offset: int, piece: bytes, *, final: bool = False) -> None:
-        nonlocal end
+        nonlocal end, is_empty
+        is_empty = is_empty and not piece
         if not as_json:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()
@@ -129,10 +132,24 @@ def logs(task_id: str, follow: bool, as_json: bool) -> None:
         async for piece in api.output(task_id):
             yield offset, piece
             offset += len(piece)
+        if offset == 0:
+            await ask_why(api)
 
-    if not (follow and _follow(task_id, lambda feed: feed.output(write))):
+    async def ask_why(api: ApiClient) -> None:
+        nonlocal silent
+        if sys.stderr.isatty():  # a person, who would wonder
+            silent = await api.task(task_id)
+
+    async def output(feed: TaskFeed) -> None:
+        await feed.output(write)
+        if is_empty:
+            await feed.ask(ask_why)
+
+    if not (follow and _follow(task_id, output)):
         _show_all(pieces, lambda part: write(*part))
     write(end, b"", final=True)
+    if silent:
+        render.say(render.no_output(silent))
 
 
 def boot_log(task_id: str, follow: bool, as_json: bool) -> None:

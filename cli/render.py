@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
-from messages.statuses import EventKind, SessionStatus, TaskStatus
+from messages.statuses import EventKind, SessionStatus, TaskStatus, TaskStep
 from messages.tasks import SavedResult
 from messages.views import BootLogEntry, EventView, SessionView, TaskSummary, TaskView
 
@@ -72,6 +72,18 @@ def span(duration: timedelta) -> str:
 def lasted(task: TaskSummary) -> str:
     """Return how long a task took, or takes until now."""
     return span((task.finished_at or datetime.now(UTC)) - task.created_at)
+
+
+def no_output(task: TaskView) -> str:
+    """Say why there is no output of a task."""
+    if not task.status.is_final:
+        step = f": it is at {task.step.value.replace('_', ' ')}" if task.step else ""
+        return f"no output yet{step}; taskrunner logs -f {task.id}"
+    if task.status is TaskStatus.COMPLETED:
+        return "no output: the agent said nothing"
+    reached = [step.step.value.replace("_", " ") for step in task.steps if step.step is not TaskStep.RELEASING]
+    ended = "was cancelled" if task.status is TaskStatus.CANCELLED else task.status.value
+    return f"no output: it {ended}{f' in {reached[-1]}' if reached else ''}; taskrunner show {task.id}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -225,3 +225,14 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_rest_is_cleaned_up_later(cli: Cl
     with cli.dev():
         assert "cancelled" in cli.run("events", "-f", "stop-me").out
     assert left_in(cli, repository) == []
+
+
+@pytest.mark.parametrize("follow", [(), ("-f",)], ids=" ".join)
+def test_a_person_is_told_why_there_is_no_output(served: Cli, follow: tuple[str, ...], tmp_path: Path) -> None:
+    failed = served.run("run", "--repo", f"file://{tmp_path}/nowhere.git", "true")
+    assert failed.code == 1, failed
+    with at_terminal(served, "logs", *follow, failed.task_id) as terminal:
+        assert terminal.end() == 0
+        assert terminal.lines == [f"no output: it failed in preflight; taskrunner show {failed.task_id}"]
+    piped = served.run("logs", *follow, failed.task_id)
+    assert (piped.code, piped.out, piped.err) == (0, "", "")
