@@ -8,6 +8,7 @@ import secrets
 import shutil
 import threading
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from activities.backends import container_spec as spec_of
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 REMOVAL_SECONDS = 3.0
 """How long :meth:`Inside.close` waits at most until the container is gone."""
 
+LEFT_SECONDS = 60
+"""After which a container that was made for a look and not started is nobody's any more."""
 _OTHERS = 3
 """How many images are tried of which nothing is known, the smallest first."""
 _SHOWN_CHARS = 200
@@ -69,7 +72,8 @@ class NothingToLookWith(Exception):
 class Inside:
     """Calls a URL from inside containers, one at a time, and leaves none of them, whenever it is closed.
 
-    Where nobody closes it (we were killed), the container ends by itself within its seconds, and Docker removes it.
+    Where nobody closes it (we were killed), the container ends by itself within its seconds, and Docker removes it;
+    one that was not started yet is removed by the next look.
     """
 
     def __init__(self, docker: Docker) -> None:
@@ -124,6 +128,7 @@ class Inside:
                 image,
                 command,
                 name=name,
+                labels={spec_of.CHECK: ""},
                 host_config=host_config,
                 entrypoint=argv,
                 healthcheck={"test": ["NONE"]},
@@ -181,6 +186,7 @@ async def check_callback(
             return int(server.sockets[0].getsockname()[1])
 
         url = await Reach(docker, public_url, listen if open_door else None).api_url()
+        await docker.call(_remove_left)
         for image, knows_python in await docker.call(lambda client: _candidates(client, images)):
             said_inside = await inside.call(image, f"{url}/healthz", seconds, knows_python=knows_python)
             kind, _, text = (said_inside or "").partition(" ")
@@ -189,6 +195,21 @@ async def check_callback(
             if kind == "error":
                 raise await _not_reached(docker, url, text[:_SHOWN_CHARS], is_public=public_url is not None)
     raise NothingToLookWith(images[0] if images else "python:3.13")
+
+
+def _remove_left(client: Sdk) -> None:
+    """Remove what a look has left that was killed before it started its container: ``auto_remove`` acts at an end."""
+    from docker.errors import APIError
+
+    with contextlib.suppress(APIError):  # what keeps them keeps nobody from looking
+        left: list[dict[str, Any]] = client.containers(all=True, filters={"label": spec_of.CHECK, "status": "created"})
+        if not left:
+            return
+        now = datetime.fromisoformat(client.info()["SystemTime"]).timestamp()  # the daemon's: it may be elsewhere
+        for entry in left:
+            if now - entry["Created"] >= LEFT_SECONDS:
+                with contextlib.suppress(APIError):
+                    client.remove_container(entry["Id"], v=True)
 
 
 def _candidates(client: Sdk, images: Sequence[str]) -> list[tuple[str, bool]]:

@@ -20,6 +20,9 @@ INSTALLATION, HOST, WORKSPACE, TASK, ATTEMPT = (
 )
 """The labels. The workspace's is the proof of ownership within an installation; the task's only informs."""
 
+CHECK = "taskrunner.check"
+"""The label of a container that looks how the API is reached; no workspace's has it."""
+
 FOLDER = PurePosixPath("/taskrunner")
 """Where everything of ours is in a container: ``config.json`` (secret), ``agent.pyz``, ``state/`` and ``checkout/``."""
 CHECKOUT = FOLDER / "checkout"

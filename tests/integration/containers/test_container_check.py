@@ -267,3 +267,30 @@ async def test_a_daemon_that_hangs_at_the_removal_holds_nothing_up(
         assert asked == []
     client.close()
     gc.collect()
+
+
+async def test_what_a_killed_look_did_not_start_is_removed_by_a_later_one(
+    looking: Looking, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is young may be somebody's who is about to start it; what is not of a look is never touched."""
+    client = looking.docker.connect()
+    create = client.create_container
+
+    def create_two(*args: Any, **options: Any) -> None:
+        create(*args, **options)
+        create(*args, **{**options, "name": "tr-check-left"})
+
+    client.create_container = create_two
+    looking.docker._client = client
+    await looking.look(IMAGE)
+    client.create_container = create
+    daemon.client().create_container(IMAGE, "true", name="not-of-a-look")
+    try:
+        await looking.look(IMAGE)
+        assert {"/tr-check-left", "/not-of-a-look"} <= snapshot(daemon)["containers"]
+        monkeypatch.setattr("activities.backends.container_check.LEFT_SECONDS", 0)
+        await looking.look(IMAGE)
+        assert "/tr-check-left" not in snapshot(daemon)["containers"]
+        assert "/not-of-a-look" in snapshot(daemon)["containers"]
+    finally:
+        daemon.client().remove_container("not-of-a-look")
