@@ -57,6 +57,8 @@ async def start_task(client: Client, task: TaskInput, *, queue: str = TASK_QUEUE
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 task_timeout=WORKFLOW_TASK_TIMEOUT,
+                # Where the worker is in this process, as in the embedded stack, its first work comes with the answer.
+                request_eager_start=True,
                 search_attributes=TypedSearchAttributes(
                     [
                         SearchAttributePair(TASK_STATUS, TaskStatus.RUNNING.value),
