@@ -51,7 +51,7 @@ async def until_worker_stops(work: Coroutine[Any, Any, T]) -> T:
 
 
 class HeartbeatInterceptor(Interceptor):
-    """Beats three times per heartbeat timeout for as long as an activity runs.
+    """Beats three times per heartbeat timeout for as long as an activity runs, the first time after a third of it.
 
     That the worker lives is what a beat says; an activity's own time limit is its ``start_to_close``.
     """
@@ -78,5 +78,5 @@ class _Beating(ActivityInboundInterceptor):
 
 async def _beat(interval_seconds: float) -> None:
     while True:
+        await asyncio.sleep(interval_seconds)  # that it has begun is known: most have ended by then
         activity.heartbeat(*_details.get())
-        await asyncio.sleep(interval_seconds)
