@@ -167,14 +167,19 @@ async def test_a_daemon_that_hangs_takes_no_thread_from_other_tasks(
     workshop: Workshop, daemon: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("activities.backends.container.CHECK_SECONDS", 0.5)
-    backend, spec = workshop.backend(), workshop.spec()
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        asyncio.get_running_loop().set_default_executor(pool)
-        with daemon.frozen():
-            with pytest.raises(BackendUnusable, match="Docker hangs"):
-                await backend.check(spec.task)
-            async with asyncio.timeout(10):
-                await asyncio.to_thread(int)  # what a task of another backend does
+
+    async def with_one_thread() -> None:
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            asyncio.get_running_loop().set_default_executor(pool)
+            backend, spec = workshop.backend(), workshop.spec()
+            with daemon.frozen():
+                with pytest.raises(BackendUnusable, match="Docker hangs"):
+                    await backend.check(spec.task)
+                async with asyncio.timeout(10):
+                    await asyncio.to_thread(int)  # what a task of another backend does
+
+    # In a loop of its own: this one, with its threads, is every other test's too.
+    await asyncio.to_thread(asyncio.run, with_one_thread())
 
 
 def test_threads_that_connect_do_not_wait_for_each_other(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
