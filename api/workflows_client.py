@@ -29,7 +29,7 @@ from messages.names import (
     task_workflow_id,
 )
 from messages.search_attributes import TASK_STATUS, TASK_STEP, WORKSPACE_BACKEND, WORKSPACE_ID
-from messages.statuses import TaskStatus, TaskStep
+from messages.statuses import TaskStatus
 from messages.tasks import TaskInput, TaskProgress
 
 RPC_SECONDS = 5.0
@@ -62,7 +62,7 @@ async def start_task(client: Client, task: TaskInput, *, queue: str = TASK_QUEUE
                 search_attributes=TypedSearchAttributes(
                     [
                         SearchAttributePair(TASK_STATUS, TaskStatus.RUNNING.value),
-                        SearchAttributePair(TASK_STEP, TaskStep.PREFLIGHT.value),
+                        SearchAttributePair(TASK_STEP, task.first_step_to_be_stuck_in.value),
                         SearchAttributePair(WORKSPACE_BACKEND, task.template.backend.value),
                         SearchAttributePair(WORKSPACE_ID, task.workspace_id),
                     ]

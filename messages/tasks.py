@@ -120,6 +120,16 @@ class TaskInput(Message):
     env_names: tuple[str, ...] = ()
     revision: int = 0
 
+    @property
+    def preflight_is_short(self) -> bool:
+        """Whether the preflight asks nobody that may take long, as the host of a repository's URL may."""
+        return self.revision >= 1 and not (self.repository and self.repository.url)
+
+    @property
+    def first_step_to_be_stuck_in(self) -> TaskStep:
+        """What the search attribute ``TaskStep`` says of a task that begins: a short preflight is never seen there."""
+        return TaskStep.PROVISIONING if self.preflight_is_short else TaskStep.PREFLIGHT
+
 
 class ProvisionFailure(Message):
     """Why an attempt never became ready. ``error`` is never empty, ``detail`` at most 8 KiB, neither holds a secret."""

@@ -152,6 +152,11 @@ class TaskRunner:
         repository = self._task.repository
         host = repository.host if repository else None
         queue = host_task_queue(host) if host else workflow.info().task_queue
+
+        def announce() -> None:
+            if self._task.revision >= 1:  # before, every task was started with this step
+                self._announce(TaskStep.PREFLIGHT)
+
         try:
             self._preflight = await unless_cancelled(
                 here_first(
@@ -162,8 +167,8 @@ class TaskRunner:
                         f"Check that task {self._task.task_id} can run as asked",
                         options.PREFLIGHT,
                     ),
-                    # The host of a URL is asked, which may take long.
-                    here=self._task.revision >= 1 and not (repository and repository.url),
+                    here=self._task.preflight_is_short,
+                    announce=announce,
                 )
             )
         except ActivityError as e:
@@ -268,11 +273,11 @@ class TaskRunner:
         return look
 
     async def _create_session(self, handle: WorkspaceHandle) -> None:
-        self._enter(TaskStep.CREATING_SESSION, f"{self._name} to answer and to take the session", upsert=False)
+        self._enter(TaskStep.CREATING_SESSION, f"{self._name} to answer and to take the session", announce=False)
 
-        def announce() -> None:  # an event of the history each time; with an immediate workspace it takes milliseconds
+        def announce() -> None:  # an immediate workspace answers within milliseconds
             if handle.readiness is not Readiness.IMMEDIATE:
-                _upsert(TASK_STEP, TaskStep.CREATING_SESSION.value)
+                self._announce(TaskStep.CREATING_SESSION)
 
         self._session_asked_for = True
         try:
@@ -438,11 +443,16 @@ class TaskRunner:
             result=release.result,
         )
 
-    def _enter(self, step: TaskStep, waiting_for: str, *, until: datetime | None = None, upsert: bool = True) -> None:
+    def _enter(self, step: TaskStep, waiting_for: str, *, until: datetime | None = None, announce: bool = True) -> None:
         session = self._session.session_id if self._session_asked_for else None
         self._progress.enter(step, waiting_for, workflow.now(), until, session)
         workflow.set_current_details(self._progress.describe())
-        if upsert:
+        if announce:
+            self._announce(step)
+
+    def _announce(self, step: TaskStep) -> None:
+        """Let the search attribute say it, where it does not: an event of the history and a write each time."""
+        if workflow.info().typed_search_attributes.get(TASK_STEP) != step.value:
             _upsert(TASK_STEP, step.value)
 
     def _session_request(self, handle: WorkspaceHandle, reason: str = "") -> SessionRequest:

@@ -76,7 +76,9 @@ class Docker:
     def connect(self, *, timeout: float | None = CALL_SECONDS) -> Sdk:
         """Return a client of its own; ``timeout`` None waits for ever for an answer."""
         client = _client_class()
-        return client(version="auto", timeout=timeout, num_pools=_CONNECTIONS, **self._where())
+        known = self._client  # has asked which version of the API the daemon speaks, which takes it some milliseconds
+        version = known.api_version if known else "auto"
+        return client(version=version, timeout=timeout, num_pools=_CONNECTIONS, **self._where())
 
     @property
     def address(self) -> str:

@@ -66,7 +66,9 @@ async def test_a_submitted_task_is_recorded_and_its_workflow_started(api: Runnin
     assert (description.workflow_type, description.task_queue) == ("TaskRunner", TASK_QUEUE)
     attributes = description.typed_search_attributes
     assert attributes[TASK_STATUS] == "running"
-    assert attributes[TASK_STEP] == "preflight"
+    assert attributes[TASK_STEP] == "provisioning", (
+        "its preflight is tried by the workflow's worker, for a second at most"
+    )
     assert attributes[WORKSPACE_BACKEND] == "local"
     assert attributes[WORKSPACE_ID] == view["workspace_id"]
     assert await description.static_summary() == "echo hello"

@@ -1,6 +1,7 @@
 """Short steps: tried by the worker that has the workflow first, and else an activity on the queue of those who can."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -8,22 +9,24 @@ from typing import Any
 import pytest
 from temporalio import activity
 from temporalio.client import WorkflowFailureError
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
 from temporalio.exceptions import ApplicationError
 
 from messages import names
 from messages.errors import ErrorType
+from messages.search_attributes import TASK_STEP
 from messages.statuses import TaskStatus
 from messages.tasks import Repository
 from messages.templates import HarnessAgent
-from tests.workflows.conftest import Scene, finished, ready, refused
+from tests.workflows.conftest import Scene, ScriptedActivities, finished, ready, refused
 
 MakeScene = Callable[..., Scene]
 SHORT_STEPS = ["preflight_task", "create_session"]
 
 
-async def run_to_its_end(s: Scene) -> None:
+async def run_to_its_end(s: Scene, **options: Any) -> None:
     async with s.worker():
-        handle = await s.start()
+        handle = await s.start(**options)
         await handle.signal(names.WORKSPACE_READY, ready(s.task))
         await handle.signal(names.SESSION_FINISHED, finished(s.task))
         await handle.result()
@@ -39,6 +42,27 @@ async def scheduled(s: Scene) -> list[str]:
     ]
 
 
+async def announced(s: Scene) -> list[str]:
+    """Return what the search attribute TaskStep said, in turn."""
+    history = await s.handles[0].fetch_history()
+    fields = [
+        *(
+            event.workflow_execution_started_event_attributes.search_attributes.indexed_fields
+            for event in history.events
+        ),
+        *(
+            event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
+            for event in history.events
+        ),
+    ]
+    return [json.loads(found[TASK_STEP.name].data) for found in fields if TASK_STEP.name in found]
+
+
+def as_the_api_starts(s: Scene) -> dict[str, Any]:
+    attributes = [SearchAttributePair(TASK_STEP, s.task.first_step_to_be_stuck_in.value)]
+    return {"search_attributes": TypedSearchAttributes(attributes)}
+
+
 async def test_where_the_workflows_worker_can_do_them_the_server_hears_of_their_results_only(scene: MakeScene) -> None:
     s = scene(readiness="immediate")
     await run_to_its_end(s)
@@ -50,6 +74,40 @@ async def test_where_the_workflows_worker_can_do_them_the_server_hears_of_their_
         "release_workspace",
         "finish_task",
     ]
+
+
+async def test_a_step_is_announced_once_a_task_can_be_stuck_in_it(scene: MakeScene) -> None:
+    s = scene(readiness="immediate")
+    await run_to_its_end(s, **as_the_api_starts(s))
+    assert await announced(s) == ["provisioning", "releasing"]
+
+
+async def test_a_short_preflight_that_takes_long_is_announced(scene: MakeScene) -> None:
+    """S41"""
+    s = scene(readiness="immediate")
+
+    async def elsewhere(request: Any) -> Any:
+        if activity.info().is_local:
+            raise ApplicationError("this is another host", type=ErrorType.HOST_AWAY)
+        return await ScriptedActivities(s.queue).preflight_task(request)
+
+    s.world.hooks["preflight_task"] = elsewhere
+    await run_to_its_end(s, **as_the_api_starts(s))
+    assert await announced(s) == ["provisioning", "preflight", "provisioning", "releasing"]
+
+
+async def test_the_preflight_of_a_url_is_announced_from_the_start(scene: MakeScene) -> None:
+    """S41"""
+    s = scene(readiness="immediate")
+    s.task = s.task.model_copy(update={"repository": Repository(url="https://git.invalid/x.git")})
+    await run_to_its_end(s, **as_the_api_starts(s))
+    assert await announced(s) == ["preflight", "provisioning", "releasing"]
+
+
+async def test_a_workflow_that_was_started_without_search_attributes_gets_them(scene: MakeScene) -> None:
+    s = scene(readiness="immediate")
+    await run_to_its_end(s)
+    assert await announced(s) == ["provisioning", "releasing"]
 
 
 @pytest.mark.parametrize("step", SHORT_STEPS)
