@@ -12,6 +12,7 @@
     ├── SessionRefused         the workspace agent said 4xx                 never retried
     ├── ResultNotSaved         the change could not be kept                 never retried
     ├── RepositoryUnreachable  a repository's host is away                  retried for about a minute
+    │   └── UnknownHost            there is no such host                    retried for three seconds
     ├── BackendAway            the service behind a backend is away         retried for as long as there is time
     ├── WorkspaceUnreachable   the workspace agent does not answer          retried, MAX_TRIES in all
     └── NotRemoved             compute could not be taken down (yet)        retried, MAX_TRIES in all
@@ -120,6 +121,12 @@ class RepositoryUnreachable(ActivityFailure):
     error_type = ErrorType.REPOSITORY_UNREACHABLE
     retryable = True
     pauses = (1, 2, 4, 8, 15, 30)
+
+
+class UnknownHost(RepositoryUnreachable):
+    """The resolver answers that there is no host of that name: mistyped, unless a network is just coming up."""
+
+    pauses = (1, 2)
 
 
 class BackendAway(ActivityFailure):

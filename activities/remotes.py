@@ -8,16 +8,19 @@ import asyncio
 import difflib
 import re
 import shlex
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from activities.errors import ActivityFailure, InvalidTask, RepositoryUnreachable
+from activities.errors import ActivityFailure, InvalidTask, RepositoryUnreachable, UnknownHost
 from activities.git import Git, lines_of
+from activities.threads import in_daemon_thread
 from agent.files import without_credentials
 from messages.repositories import parse_repository_url
 
 LIST_SECONDS = 20.0
 """How long a remote may take to say what it has; preflight has 30 s for all that it does."""
+_RESOLVE_SECONDS = 5.0
 _STALL_SECONDS = 60
 """How long a transfer by HTTP may stand still."""
 _LIST_BYTES = 64 * 1024 * 1024
@@ -39,6 +42,7 @@ _NOT_THERE = re.compile(
     r"|is this a git repository\?|did you run git update-server-info|project you were looking for could not be found",
     re.IGNORECASE,
 )
+_UNRESOLVED = re.compile(r"Could not resolve (?:host|hostname|proxy):? ([^\s:]+)", re.IGNORECASE)
 _UNKNOWN_HOST = re.compile(r"Could not resolve (host|proxy)|Name or service not known|name resolution", re.IGNORECASE)
 _REFUSED = re.compile(r"Connection refused|Couldn't connect|Failed to connect|No route to host|unreachable")
 _SLOW = re.compile(r"timed out|Operation too slow|Timeout, server", re.IGNORECASE)
@@ -136,7 +140,11 @@ class Remote:
         if finished.cut:
             raise InvalidTask(f"{self.shown} has too many refs to look through; name a full commit")
         if finished.returncode != 0:
-            raise self.failure(finished.stderr.decode("utf-8", "replace"))
+            said = finished.stderr.decode("utf-8", "replace")
+            failure = self.failure(said)
+            if isinstance(failure, RepositoryUnreachable) and await _names_no_host(said):
+                raise UnknownHost(str(failure))
+            raise failure
         return finished.stdout.decode("utf-8", "replace")
 
     def failure(self, said: str) -> ActivityFailure:
@@ -170,6 +178,24 @@ class Remote:
         if _SLOW.search(said):
             return RepositoryUnreachable(f"{self.shown} stopped answering ({line}); try again later")
         return RepositoryUnreachable(f"{self.shown} cannot be read: {line}")
+
+
+async def _names_no_host(said: str) -> bool:
+    """Tell whether the resolver answers that the host that git could not resolve does not exist.
+
+    Git says the same where the resolver itself is away, as on a network that comes back in a moment.
+    """
+    found = _UNRESOLVED.search(said)
+    if found is None:
+        return False
+    try:
+        async with asyncio.timeout(_RESOLVE_SECONDS):
+            await in_daemon_thread(lambda: socket.getaddrinfo(found[1], None))
+    except socket.gaierror as e:
+        return e.errno in {socket.EAI_NONAME, socket.EAI_NODATA}
+    except (TimeoutError, OSError, UnicodeError):
+        return False
+    return False
 
 
 def _first_word(command: str) -> str:

@@ -4,11 +4,12 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from activities import remotes
-from activities.errors import ActivityFailure, InvalidTask, RepositoryUnreachable
+from activities.errors import ActivityFailure, InvalidTask, RepositoryUnreachable, UnknownHost
 from activities.remotes import Remote, remote_environment
 from tests.support.git_remotes import (
     PASSWORD,
@@ -119,9 +120,6 @@ async def test_what_may_get_better_is_tried_again(
         refused = await failure(f"http://127.0.0.1:{free.getsockname()[1]}/x", tmp_path)
     assert isinstance(refused, RepositoryUnreachable)
     assert "cannot be reached" in str(refused)
-    unknown = await failure("https://host.invalid/x", tmp_path)
-    assert isinstance(unknown, RepositoryUnreachable)
-    assert "host of host.invalid/x is not known" in str(unknown)
     server.broken = True
     broken = await failure(f"{server.url}/app.git", tmp_path)
     assert isinstance(broken, RepositoryUnreachable)
@@ -132,6 +130,27 @@ async def test_what_may_get_better_is_tried_again(
     assert time.monotonic() - begun < 10
     assert isinstance(hanging, RepositoryUnreachable)
     assert "did not answer within 0.5 s" in str(hanging)
+
+
+@pytest.mark.parametrize("url", ["https://host.invalid/x", "ssh://git@host.invalid/x"])
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [(socket.EAI_NONAME, UnknownHost), (socket.EAI_AGAIN, RepositoryUnreachable)],
+    ids=["there is none", "the resolver is away"],
+)
+async def test_a_name_that_is_mistyped_is_told_from_a_network_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str, answer: int, kind: type[ActivityFailure]
+) -> None:
+    """S27"""
+
+    def resolve(host: str, *_: object, **__: object) -> NoReturn:
+        assert host == "host.invalid"
+        raise socket.gaierror(answer, "as the resolver says")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    unknown = await failure(url, tmp_path)
+    assert type(unknown) is kind
+    assert "host of host.invalid/x is not known" in str(unknown)
 
 
 async def test_no_configuration_makes_git_start_a_program_in_place_of_a_transport(tmp_path: Path) -> None:

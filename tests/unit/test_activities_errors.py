@@ -14,6 +14,7 @@ from activities.errors import (
     NotRemoved,
     NotThisHost,
     RepositoryUnreachable,
+    UnknownHost,
     WorkspaceUnreachable,
     as_application_errors,
 )
@@ -73,19 +74,22 @@ async def test_what_may_pass_is_retried_until_it_has_failed_so_often_itself(kind
         assert error.non_retryable is (number == MAX_TRIES)
 
 
-async def test_a_repository_that_is_away_is_asked_again_for_about_a_minute() -> None:
+@pytest.mark.parametrize(("kind", "seconds"), [(RepositoryUnreachable, 60), (UnknownHost, 3)])
+async def test_a_repository_that_is_away_is_asked_again_for_a_minute_and_a_mistyped_host_only_a_moment(
+    kind: type[RepositoryUnreachable], seconds: float
+) -> None:
     """S27: with growing pauses of its own, which the workflow's policy knows nothing of."""
     details: tuple[Any, ...] = ()
     pauses: list[float] = []
     while True:
-        error, beats = await failing(RepositoryUnreachable("away"), attempt=len(pauses) + 1, earlier=details)
+        error, beats = await failing(kind("away"), attempt=len(pauses) + 1, earlier=details)
         if error.non_retryable:
             break
         details = beats[-1]
         assert error.next_retry_delay is not None
         pauses.append(error.next_retry_delay.total_seconds())
     assert pauses == sorted(pauses)
-    assert sum(pauses) == 60
+    assert sum(pauses) == seconds
 
 
 async def test_attempts_that_an_outage_took_are_not_counted() -> None:
