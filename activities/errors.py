@@ -47,6 +47,7 @@ class ActivityFailure(Exception):
     """Seconds before each further try, where the workflow's retry policy is not to say; as many tries as pauses."""
     patient: ClassVar[bool] = False
     """Whether tries are not counted: what is away comes back."""
+    category: ClassVar[ApplicationErrorCategory] = ApplicationErrorCategory.UNSPECIFIED
 
     def details(self) -> tuple[object, ...]:
         """Return the details of the ApplicationError."""
@@ -59,6 +60,7 @@ class NotThisHost(ActivityFailure):
     error_type = ErrorType.HOST_AWAY
     retryable = True
     patient = True
+    category = ApplicationErrorCategory.BENIGN  # on a fleet of hosts it is the usual thing: no traceback in the log
 
 
 class InvalidTask(ActivityFailure):
@@ -151,8 +153,6 @@ class NotRemoved(ActivityFailure):
     retryable = True
 
 
-_BENIGN, _USUAL = ApplicationErrorCategory.BENIGN, ApplicationErrorCategory.UNSPECIFIED
-
 MAX_TRIES = 5
 """How often an activity may fail in one of these ways before it counts as hopeless.
 
@@ -176,8 +176,7 @@ def as_application_errors() -> Generator[None]:
             type=e.error_type.value,
             non_retryable=not again,
             next_retry_delay=pause,
-            # Nothing to be logged with a traceback: on a fleet of hosts it is the usual thing.
-            category=_BENIGN if isinstance(e, NotThisHost) else _USUAL,
+            category=e.category,
         ) from e
     except AttemptSuperseded as e:
         raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from enum import StrEnum
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
@@ -31,22 +32,28 @@ async def readyz(api: Api) -> JSONResponse:
     """
     checks = {"temporal": _check(_temporal(api)), "registry": _check(_registry(api))}
     found = dict(zip(checks, await asyncio.gather(*checks.values()), strict=True))
-    parts = {name: "not set up" if state not in _STATES else state for name, state in found.items()}
-    if set(found.values()) == {"ok"}:
+    parts = {name: state for name, (state, _) in found.items()}
+    if set(parts.values()) == {_State.OK}:
         return JSONResponse({"status": "ok", "parts": parts})
-    problems = {name: state for name, state in found.items() if state not in _STATES}
     return JSONResponse(
-        {"status": "unavailable", "parts": parts, "problems": problems},
+        {
+            "status": "unavailable",
+            "parts": parts,
+            "problems": {name: problem for name, (_, problem) in found.items() if problem},
+        },
         503,
         {"Retry-After": str(RETRY_AFTER_SECONDS)},
     )
 
 
-_STATES = {"ok", "away"}
+class _State(StrEnum):
+    OK = "ok"
+    AWAY = "away"
+    NOT_SET_UP = "not set up"
 
 
 async def _temporal(api: Services) -> str:
-    return str(await find_setup_problem(api.temporal) or "ok")
+    return str(await find_setup_problem(api.temporal) or "")
 
 
 async def _registry(api: Services) -> str:
@@ -54,13 +61,14 @@ async def _registry(api: Services) -> str:
         await api.registry.ping()
     except MigrationError as e:
         return str(e)
-    return "ok"
+    return ""
 
 
-async def _check(part: Awaitable[str]) -> str:
-    """Return ``ok``, ``away``, or what is wrong."""
+async def _check(part: Awaitable[str]) -> tuple[_State, str]:
+    """Return the state of a part that says what is wrong with its set-up, if anything; and that problem."""
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            return await part
+            problem = await part
     except Exception:
-        return "away"
+        return _State.AWAY, ""
+    return (_State.NOT_SET_UP, problem) if problem else (_State.OK, "")
