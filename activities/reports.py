@@ -1,18 +1,43 @@
-"""What an activity reports of a workspace while it provisions it."""
+"""What an activity reports beside its result: how far it is, and why it is tried again."""
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
+
+from activities.errors import ActivityFailure, NotThisHost, as_application_errors
 from messages.callbacks import BootLogBody
 from messages.statuses import BootStatus
 from store.errors import RegistryError
+from store.tasks import TaskStore
 from store.workspaces import WorkspaceStore
 
 _log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS = 1.0
 """How far a step is, is written at most once in so long."""
+
+
+@asynccontextmanager
+async def retries_told(tasks: TaskStore, task_id: str) -> AsyncGenerator[None]:
+    """Do as :func:`as_application_errors`, and record for who follows the task why its activity is tried again."""
+    try:
+        with as_application_errors():
+            yield
+    except ApplicationError as e:
+        why = e.__cause__
+        told = isinstance(why, ActivityFailure) and not isinstance(why, NotThisHost)  # that one is the usual thing
+        # What the first try of a short step could not do at once is not tried again yet: it begins.
+        if told and not e.non_retryable and not activity.info().is_local:
+            try:
+                await tasks.record_retry(task_id, e.message)
+            except RegistryError as failed:  # not worth a failure of another kind
+                _log.warning("%s: cannot be told: %s", e.message, failed)
+        raise
 
 
 class ProvisioningReports:

@@ -26,7 +26,7 @@ from activities.errors import (
 from activities.harness_client import HarnessClient
 from activities.harness_session import Follower, create_run, stop_run
 from activities.heartbeat import note, until_worker_stops
-from activities.reports import ProvisioningReports
+from activities.reports import ProvisioningReports, retries_told
 from activities.threads import no_longer_than, until_done
 from messages.activities import (
     AttemptRequest,
@@ -107,7 +107,7 @@ class TaskActivitiesImpl(TaskActivities):
     async def preflight_task(self, request: PreflightRequest) -> Preflight:
         """See :meth:`TaskActivities.preflight_task`."""
         task = request.task
-        with as_application_errors():
+        async with retries_told(self._registry.tasks, task.task_id):
             host_id = self._settings.host_id
             repository = task.repository
             if activity.info().is_local and repository and repository.host:
@@ -134,7 +134,7 @@ class TaskActivitiesImpl(TaskActivities):
     async def provision_workspace(self, request: AttemptRequest) -> WorkspaceHandle:
         """See :meth:`TaskActivities.provision_workspace`."""
         task, attempt = request.task, request.attempt
-        with as_application_errors():
+        async with retries_told(self._registry.tasks, task.task_id):
             backend = self._backend(task.template.backend)
             compute = _compute(task, attempt)
             workflow_id = task_workflow_id(task.task_id)
@@ -207,7 +207,7 @@ class TaskActivitiesImpl(TaskActivities):
     async def create_session(self, request: SessionRequest) -> SessionCreated | None:
         """See :meth:`TaskActivities.create_session`."""
         task, handle = request.task, request.handle
-        with as_application_errors():
+        async with retries_told(self._registry.tasks, task.task_id):
             if activity.info().is_local:
                 self._require_host(handle.task_queue)
             workspaces = self._registry.workspaces
@@ -301,7 +301,7 @@ class TaskActivitiesImpl(TaskActivities):
     async def release_workspace(self, request: ReleaseRequest) -> Release:
         """See :meth:`TaskActivities.release_workspace`."""
         task, outcome = request.task, request.outcome
-        with as_application_errors():
+        async with retries_told(self._registry.tasks, task.task_id):
             workspaces = self._registry.workspaces
             if outcome.verdict and outcome.verdict is not Verdict.READY:
                 await workspaces.record_verdict(task.workspace_id, request.attempt, outcome.verdict, outcome.failure)

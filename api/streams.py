@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from api.dependencies import Services
-from messages.statuses import EventKind, TaskStatus, WorkspaceStatus
+from messages.statuses import EventKind, TaskStatus, TaskStep, WorkspaceStatus
 from messages.views import EventView
 from store.changes import Watch
 from store.errors import RegistryUnavailable
@@ -71,10 +71,11 @@ async def events(api: Services, task_id: str, *, after: int, ended: bool, follow
     """Yield server-sent events; ``ended`` tells whether the task had ended when the stream began.
 
     While the workspace is provisioned and says how far that is, so do events of type ``progress``; they have no id,
-    because they are kept nowhere.
+    because they are kept nowhere. Those that say why a step is tried again have ``retry`` set, and no other.
     """
     yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
     provisioning, shown = after > 0, None  # who resumes may have seen its beginning
+    in_session, told = False, None
     async with _watching(api, task_id) as changes:
         while not api.closing.is_set():
             batch = await changes.patiently(partial(api.registry.tasks.events, task_id, after=after, limit=_BATCH))
@@ -84,14 +85,21 @@ async def events(api: Services, task_id: str, *, after: int, ended: bool, follow
                 ended = _ended(event, ended)
                 if event.kind is EventKind.WORKSPACE_STATUS:
                     provisioning = event.current == WorkspaceStatus.PROVISIONING
+                if event.kind is EventKind.TASK_STEP:
+                    in_session = event.current == TaskStep.SESSION_RUNNING
             if batch is None or len(batch) >= _BATCH:
                 continue
             if ended or not follow:
                 return
+            if not in_session:  # where every piece of output wakes us, and nothing is tried again
+                error = await changes.patiently(partial(api.registry.tasks.last_error, task_id))
+                if error and error != told:
+                    yield _progress(error, retry=True)
+                told = error
             if provisioning:
                 text = await changes.patiently(partial(api.registry.workspaces.progress, task_id))
                 if text and text != shown:
-                    yield f"event: progress\ndata: {json.dumps({'text': text})}\n\n".encode()
+                    yield _progress(text)
                 shown = text
             if not await changes.wait(KEEP_ALIVE_SECONDS):
                 yield b": still here\n\n"
@@ -140,6 +148,10 @@ async def _look_for_end(api: Services, changes: _Changes, task_id: str, seen: in
             ended = _ended(event, ended)
         if batch is None or len(batch) < _BATCH:
             return seen, ended
+
+
+def _progress(text: str, **more: bool) -> bytes:
+    return f"event: progress\ndata: {json.dumps({'text': text, **more})}\n\n".encode()
 
 
 def _frame(event: EventView) -> bytes:

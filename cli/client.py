@@ -149,10 +149,12 @@ class ApiClient:
         after: int = 0,
         follow: bool = True,
         progress: Callable[[str], None] | None = None,
+        retrying: Callable[[str], None] | None = None,
     ) -> AsyncIterator[EventView]:
         """Yield what happened to a task since the event ``after``; with ``follow``, what happens until it has ended.
 
-        ``progress`` is called with what the workspace says of how far its provisioning is, which is no transition.
+        ``progress`` is called with what the workspace says of how far its provisioning is, ``retrying`` with why
+        a step is tried again; neither is a transition.
         """
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
         params = {"follow": "true" if follow else "false"}
@@ -168,9 +170,11 @@ class ApiClient:
                 elif not line and data:
                     if kind != "progress":
                         yield EventView.model_validate_json("\n".join(data))
-                    elif progress is not None:
-                        with contextlib.suppress(ValueError, KeyError, TypeError):
-                            progress(str(json.loads("\n".join(data))["text"]))
+                    else:
+                        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                            said = json.loads("\n".join(data))
+                            if (tell := retrying if said.get("retry") else progress) is not None:
+                                tell(str(said["text"]))
                     data, kind = [], ""
 
     async def _answer_to(self, posted: early.Posted) -> httpx.Response | None:

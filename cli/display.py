@@ -32,6 +32,7 @@ class Display:
         self._output: BinaryIO = (sys.stderr if as_json else sys.stdout).buffer
         self._line_is_open = False
         self._created_at: datetime | None = None
+        self._retried: set[str] = set()
 
     def start(self, created_at: datetime, on_error: Callable[[OSError], None]) -> None:
         """Begin with a task of this age. ``on_error`` is told where output that was taken could not be written."""
@@ -62,6 +63,12 @@ class Display:
     def progress(self, text: str) -> None:
         """Show what the workspace says of the current step."""
 
+    def retrying(self, error: str) -> None:
+        """Show why the current step is tried again: in a line for each reason, however often it comes."""
+        if error not in self._retried:
+            self._retried.add(error)
+            self.say(f"  trying again: {render.printable(error)}")
+
     def close(self, ended_at: datetime | None = None) -> None:
         """Leave the terminal as it was, and what was shown on it; ``ended_at`` is the task's end, where it has one."""
 
@@ -80,6 +87,8 @@ class Step:
     at: datetime
     waiting: TaskProgress | None = None
     progress: str = ""
+    error: str = ""
+    """Why it is tried again, where it is."""
 
 
 def step_lines(steps: Sequence[Step], now: datetime, width: int, *, has_ended: bool = False) -> list[str]:
@@ -96,7 +105,8 @@ def step_lines(steps: Sequence[Step], now: datetime, width: int, *, has_ended: b
         line = render.shorten_to(f"  {step.name:<{longest}}  {took:>7}", width)
         lines.append(click.style(line, bold=True) if is_current else line)
         if is_current:
-            notes = [*_waiting_notes(step.waiting, now), step.progress]
+            again = f"trying again: {step.error}" if step.error else ""
+            notes = [*_waiting_notes(step.waiting, now), step.progress, again]
             lines.extend(click.style(render.shorten_to(f"    {note}", width), dim=True) for note in notes if note)
     return lines
 
@@ -175,6 +185,12 @@ class LiveDisplay(Display):
         """See :class:`Display`."""
         if self._steps:
             self._steps[-1].progress = render.printable(text)
+            self._draw()
+
+    def retrying(self, error: str) -> None:
+        """See :class:`Display`; in the list, so that it goes with the step."""
+        if self._steps:
+            self._steps[-1].error = render.printable(error)
             self._draw()
 
     def close(self, ended_at: datetime | None = None) -> None:

@@ -87,15 +87,21 @@ class TaskFeed:
     def _seen(self) -> tuple[int, int, int]:
         return self._offset, self._last_event, self._last_entry
 
-    async def events(self, show: Callable[[EventView], None], progress: Callable[[str], None] | None = None) -> None:
+    async def events(
+        self,
+        show: Callable[[EventView], None],
+        progress: Callable[[str], None] | None = None,
+        retrying: Callable[[str], None] | None = None,
+    ) -> None:
         """Call ``show`` with each event, once; return when the task has ended.
 
-        ``progress`` is told what the workspace says of how far it is.
+        ``progress`` is told what the workspace says of how far it is, ``retrying`` why a step is tried again.
         """
 
         async def copy(api: ApiClient) -> None:
             while not self._has_ended.is_set():
-                async for event in api.events(self._id, after=self._last_event, progress=progress):
+                stream = api.events(self._id, after=self._last_event, progress=progress, retrying=retrying)
+                async for event in stream:
                     self._last_event = event.id
                     show(event)
                     if event.kind is EventKind.TASK_STATUS and event.current and TaskStatus(event.current).is_final:

@@ -151,7 +151,8 @@ class Follower:
         self._display.start(task.created_at, self._cannot_write)
         explaining = asyncio.create_task(self._explain_steps()) if self._display.is_live else None
         try:
-            await asyncio.gather(self._feed.events(self._show, self._display.progress), self._feed.output(self._write))
+            following = self._feed.events(self._show, self._display.progress, self._display.retrying)
+            await asyncio.gather(following, self._feed.output(self._write))
             return await self._feed.ask(lambda api: api.task(self._id))
         except Unreachable:
             self._display.close()

@@ -242,6 +242,7 @@ def task_page(task: TaskView) -> str:
                     + (f" ({task.step.value})" if task.step and not task.status.is_final else ""),
                 ),
                 ("error", printable(task.error) if task.error else None),
+                ("trying again", printable(task.last_error) if task.last_error else None),
                 ("prompt", shorten(task.prompt, 200)),
                 ("template", f"{task.template} (backend {task.backend.value})"),
                 ("repository", f"{where}{f' at {task.ref}' if task.ref else ''}" if where else None),

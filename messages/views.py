@@ -100,7 +100,7 @@ class TaskSummary(View):
 
 
 class TaskView(TaskSummary):
-    """A task, whole."""
+    """A task, whole. ``last_error``: why the step that it is at is tried again, where it is."""
 
     workflow_id: str
     workspace_id: str
@@ -111,6 +111,7 @@ class TaskView(TaskSummary):
     provision_timeout_seconds: int | None = None
     provision_timeout_rule: str | None = None
     failure: ProvisionFailure | None = None
+    last_error: str | None = None
     steps: list[StepView] = []
     workspace: WorkspaceView | None = None
     session: SessionView | None = None

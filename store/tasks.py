@@ -15,7 +15,7 @@ from messages.sealed import SealedEnv
 from messages.statuses import TASK_TRANSITIONS, BackendKind, EventKind, TaskStatus, TaskStep
 from messages.tasks import TaskInput, TaskOutcome
 from messages.views import EventView, TaskPage, TaskSummary, TaskView
-from store.database import Connection, Group, statement, transaction
+from store.database import Connection, Group, scalar, statement, transaction
 from store.errors import TaskConflict
 from store.records import Submission
 from store.task_env import forget_env, keep_env
@@ -24,6 +24,7 @@ from store.values import clean_text, message_jsonb
 
 MAX_PAGE = 500
 LISTED_PROMPT_CHARS = 1000
+_LAST_ERROR_CHARS = 1000
 
 _CREATE = """
     INSERT INTO tasks (
@@ -46,9 +47,11 @@ _PREFLIGHT = """
         provision_timeout_rule = %(rule)s
     WHERE id = %(id)s AND status = %(running)s
 """
+_RECORD_RETRY = "UPDATE tasks SET last_error = %(error)s WHERE id = %(id)s AND status = %(running)s"
+_LAST_ERROR = "SELECT last_error FROM tasks WHERE id = %(id)s"
 _FINISHED = """
     UPDATE tasks
-    SET error = %(error)s, error_type = %(error_type)s, failure = %(failure)s, finished_at = now()
+    SET error = %(error)s, error_type = %(error_type)s, failure = %(failure)s, finished_at = now(), last_error = NULL
     WHERE id = %(id)s
 """
 # One statement, hence one snapshot: status, workspace, session and result belong together. A task is at a step while it
@@ -59,6 +62,7 @@ _GET = """
            t.started_at, t.finished_at, t.workflow_id, t.workspace_id, t.input->'repository' AS repository,
            t.input->>'ref' AS ref, coalesce(t.input->'env_names', '[]') AS env_names,
            t.provision_timeout_seconds, t.provision_timeout_rule, t.failure,
+           t.last_error,
            (SELECT coalesce(jsonb_agg(jsonb_build_object('step', e.current, 'at', e.at) ORDER BY e.id), '[]')
             FROM events e WHERE e.task_id = t.id AND e.kind = %(step_kind)s) AS steps,
            (SELECT to_jsonb(w) || jsonb_build_object('boot_log', (
@@ -174,6 +178,17 @@ class TaskStore(Group):
                 "running": TaskStatus.RUNNING,
             },
         )
+
+    @statement
+    async def record_retry(self, connection: Connection, task_id: str, error: str) -> None:
+        """Record why what a running task is at is tried again; it is forgotten with the task's next step."""
+        given = {"id": task_id, "running": TaskStatus.RUNNING, "error": clean_text(error)[:_LAST_ERROR_CHARS] or None}
+        await connection.execute(_RECORD_RETRY, given)
+
+    @statement
+    async def last_error(self, connection: Connection, task_id: str) -> str | None:
+        """Return why what a task is at is tried again; None where it is not."""
+        return await scalar(connection, _LAST_ERROR, {"id": task_id})
 
     @transaction
     async def advance(self, connection: Connection, task_id: str, step: TaskStep) -> bool:

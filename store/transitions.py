@@ -51,7 +51,7 @@ _MOVE_TASK = """
 """
 _MOVE_STEP = """
     WITH moved AS (
-        UPDATE tasks SET step = %(to)s
+        UPDATE tasks SET step = %(to)s, last_error = NULL
         WHERE id = %(id)s AND status = %(running)s AND (step IS NULL OR step = ANY(%(allowed)s::task_step[]))
         RETURNING id, workspace_id, step
     )

@@ -32,7 +32,7 @@ async def _sse(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             event = json.loads(fields["data"])
             if fields["event"] == "progress":
                 assert "id" not in fields
-                yield {"kind": "progress", "current": event["text"], "id": None}
+                yield {"kind": "retry" if event.get("retry") else "progress", "current": event["text"], "id": None}
                 fields = {}
                 continue
             assert (fields["id"], fields["event"]) == (str(event["id"]), event["kind"])
@@ -142,6 +142,28 @@ async def test_a_provisioning_that_takes_time_says_how_far_it_is(api: RunningApi
                 await api.registry.tasks.finish(task_id, DONE)
     assert seen == ["fetching: 2 %", "fetching: 3 %"]
     assert (await api.user.get(f"/api/workspaces/{workspace.id}")).json()["progress"] is None
+
+
+async def test_why_a_step_is_tried_again_is_told_while_it_is(api: RunningApi) -> None:
+    """S39: each reason once, also to who comes later."""
+    workspace = await api.workspace()
+    task_id, tasks = workspace.task.task_id, api.registry.tasks
+    await tasks.record_retry(task_id, "no answer")
+    seen: list[str] = []
+    async with asyncio.timeout(20), api.user.stream("GET", f"/api/tasks/{task_id}/events") as response:
+        async for event in _sse(response):
+            if event["kind"] == "retry":
+                seen.append(event["current"])
+            if event["current"] == "no answer":
+                assert (await api.user.get(f"/api/tasks/{task_id}")).json()["last_error"] == "no answer"
+                await eventually(lambda: api.someone_waits(task_id))
+                await tasks.record_retry(task_id, "no answer")
+                await tasks.record_retry(task_id, "broken off")
+            elif event["current"] == "broken off":
+                await tasks.advance(task_id, TaskStep.RELEASING)
+            elif event["current"] == TaskStep.RELEASING:
+                await tasks.finish(task_id, DONE)
+    assert seen == ["no answer", "broken off"]
 
 
 async def test_output_is_followed_as_it_comes_until_the_end(api: RunningApi) -> None:

@@ -167,7 +167,7 @@ def test_text_of_others_cannot_steer_the_terminal() -> None:
     for text in (
         render.task_table([task(prompt=evil)]),
         render.outcome(task(status=TaskStatus.FAILED, error=evil)),
-        render.task_page(task(prompt=evil, error=evil)),
+        render.task_page(task(prompt=evil, error=evil, last_error=evil)),
         render.event_line(
             EventView(id=1, kind=EventKind.TASK_STATUS, previous="a", current="b", detail={"x": evil}, at=BEGUN)
         ),

@@ -13,7 +13,7 @@ from fcntl import ioctl
 import pyte
 import pytest
 
-from cli.display import Step, step_lines
+from cli.display import Display, Step, step_lines
 from cli.screen import OutputLines, Screen, tame
 from messages.statuses import TaskStatus, TaskStep
 from messages.tasks import TaskProgress
@@ -154,6 +154,15 @@ def test_much_output_is_taken_faster_than_a_terminal_shows_it() -> None:
     assert time.perf_counter() - began < 2  # 11 MB: some 0.2 s where nothing else runs
 
 
+def test_without_a_list_a_reason_to_try_again_is_one_line_however_often_it_comes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = Display(as_json=True)
+    for reason in ("no\x1b[2Janswer", "broken off", "no\x1b[2Janswer"):
+        display.retrying(reason)
+    assert capsys.readouterr().err == "  trying again: no\\x1b[2Janswer\n  trying again: broken off\n"
+
+
 def test_steps_show_their_times_and_the_last_one_what_it_waits_for() -> None:
     waiting = TaskProgress(
         status=TaskStatus.RUNNING,
@@ -167,14 +176,14 @@ def test_steps_show_their_times_and_the_last_one_what_it_waits_for() -> None:
     )
     steps = [
         Step("preflight", BEGUN),
-        Step("waiting for ready", BEGUN + timedelta(seconds=1), waiting, "Pulling 3 of 7 layers"),
+        Step("waiting for ready", BEGUN + timedelta(seconds=1), waiting, "Pulling 3 of 7 layers", "no host"),
     ]
     now = BEGUN + timedelta(seconds=61)
     plain = [re.sub(r"\x1b\[\d+m", "", line) for line in step_lines(steps, now, 80)]
     until = (BEGUN + timedelta(minutes=10)).astimezone().strftime("%H:%M:%S")
     assert plain[:2] == ["  preflight            1.00s", "  waiting for ready    1m00s"]
     assert re.fullmatch(rf"    waits until .*{until} \(8m59s left\) for the callback of tr-w-1-1", plain[2])
-    assert plain[3:] == ["    last error: no\\x1b[2Janswer", "    Pulling 3 of 7 layers"]
+    assert plain[3:] == ["    last error: no\\x1b[2Janswer", "    Pulling 3 of 7 layers", "    trying again: no host"]
     ended = step_lines(steps, now, 80, has_ended=True)
     assert ended == plain[:2]
     for width in (1, 5, 20):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,9 @@ from messages.statuses import (
     TaskStep,
     WorkspaceStatus,
 )
-from messages.tasks import Repository
+from messages.tasks import Repository, TaskInput, TaskOutcome
 from messages.tokens import verify_callback_token
+from messages.views import TaskView
 from tests.integration.activities.conftest import SECRET, World, completed, release
 from tests.support.callback_api import CallbackApi
 from tests.support.git_repositories import files_of, git
@@ -298,6 +300,30 @@ async def test_a_compute_that_cannot_be_made_fails_with_what_is_known(world: Wor
     error = await world.fails(world.activities.provision_workspace, request, ErrorType.PROVISION_FAILED)
     assert "000000001" in error.message
     assert [detail.source for detail in error.details] == [FailureSource.PROVIDER]
+
+
+async def test_why_a_step_is_tried_again_is_known_until_the_task_has_passed_it(world: World) -> None:
+    """S27"""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        task = await world.submit(repository=None, url=f"http://127.0.0.1:{free.getsockname()[1]}/x.git")
+        request, kind = PreflightRequest(task=task), ErrorType.REPOSITORY_UNREACHABLE
+        await world.fails(world.activities.preflight_task, request, kind, retryable=True, is_local=True)
+        assert (await view_of(world, task)).last_error is None  # it is tried here first, and only then in earnest
+        error = await world.fails(world.activities.preflight_task, request, kind, retryable=True)
+    assert (await view_of(world, task)).last_error == error.message
+    assert await world.registry.tasks.advance(task.task_id, TaskStep.PROVISIONING)
+    assert (await view_of(world, task)).last_error is None
+    await world.registry.tasks.record_retry(task.task_id, "the host is away")
+    await world.registry.tasks.finish(task.task_id, TaskOutcome(status=TaskStatus.FAILED, error="given up"))
+    await world.registry.tasks.record_retry(task.task_id, "too late")
+    assert (await view_of(world, task)).last_error is None
+
+
+async def view_of(world: World, task: TaskInput) -> TaskView:
+    view = await world.registry.tasks.get(task.task_id)
+    assert view is not None
+    return view
 
 
 @pytest.mark.parametrize("kind", [BackendKind.LOCAL, BackendKind.WORKTREE])
