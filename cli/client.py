@@ -18,7 +18,7 @@ from cli.discovery import Service
 from cli.errors import Refused, Unreachable, UsageError
 from messages.names import is_id
 from messages.tasks import TaskProgress, TaskRequest
-from messages.urls import without_user_info
+from messages.urls import is_loopback, without_user_info
 from messages.views import BootLogEntry, EventView, TaskPage, TaskView
 from workers.errors import ASK_THE_DOCTOR
 
@@ -50,12 +50,11 @@ class ApiClient:
         self.service = service
         self.has_answered = False
         headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
-        is_local = (urlsplit(service.url).hostname or "") in {"127.0.0.1", "localhost", "::1"}
         self._http = httpx.AsyncClient(
             base_url=service.url,
             headers=headers,
             timeout=_TIMEOUT,
-            trust_env=not is_local,
+            trust_env=not is_loopback(service.url),
             verify=_trust(service.url),
             follow_redirects=False,
             transport=transport,

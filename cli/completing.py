@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from messages.defaults import DEFAULT_API_URL, default_home
+from messages.urls import is_loopback
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -134,11 +135,9 @@ def _embedded(home: Path) -> str | None:
 
 def _get(url: str, token: str) -> dict[str, Any]:
     import json
-    from urllib.parse import urlsplit
     from urllib.request import ProxyHandler, Request, build_opener
 
-    is_local = (urlsplit(url).hostname or "") in {"127.0.0.1", "localhost", "::1"}
-    opener = build_opener(ProxyHandler({})) if is_local else build_opener()
+    opener = build_opener(ProxyHandler({})) if is_loopback(url) else build_opener()
     request = Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 (the user's own service)
     with opener.open(request, timeout=_ANSWER_SECONDS) as answer:
         found: dict[str, Any] = json.load(answer)

@@ -9,8 +9,8 @@ from cli.errors import Refused, Unreachable
 from cli.home import StackRecord, has_records, read_record, read_token
 from messages.defaults import DEFAULT_API_URL
 from messages.names import SERVICE
-from messages.settings import Settings, is_loopback
-from messages.urls import without_user_info
+from messages.settings import Settings
+from messages.urls import is_loopback, without_user_info
 from workers.errors import ASK_THE_DOCTOR
 
 _ANSWER_SECONDS = 5.0

@@ -10,6 +10,8 @@ from http.client import HTTPConnection, HTTPException
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from messages.urls import is_loopback
+
 _SEND_SECONDS = 2.0
 """Whoever sends is deaf to a Ctrl-C meanwhile."""
 
@@ -42,8 +44,7 @@ class Posted:
 
 def is_local(url: str) -> bool:
     """Tell whether requests to ``url`` can be made here."""
-    parts = urlsplit(url)
-    return parts.scheme == "http" and parts.hostname in {"127.0.0.1", "localhost", "::1"}
+    return urlsplit(url).scheme == "http" and is_loopback(url)
 
 
 def get(url: str, *, seconds: float) -> Answer:

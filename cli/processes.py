@@ -23,8 +23,8 @@ from cli.home import FileLock, Home, StackRecord, waiting_for_start
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from messages.defaults import DEFAULT_API_URL
-from messages.settings import Settings, SettingsError, is_loopback
-from messages.urls import without_user_info
+from messages.settings import Settings, SettingsError
+from messages.urls import is_loopback, without_user_info
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -1,11 +1,12 @@
 """URLs of git repositories: which there may be, and how they are shown."""
 
-import ipaddress
 import re
 from typing import Annotated, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, StringConstraints
+
+from messages.urls import is_loopback_host
 
 _FORMS = "give https://host/path, ssh://user@host/path, user@host:path or file:///path"
 _SCP = re.compile(r"(?:(?P<user>[^@:/]*)@)?(?P<host>[^@:/]+):(?P<path>[^:].*)")
@@ -70,7 +71,7 @@ def parse_repository_url(text: str) -> RepositoryUrl:
             raise ValueError("names a host, which file:// cannot reach; write file:///path, or use ssh://")
     elif not _HOST.fullmatch(host) or port == 0:
         raise ValueError(f"names no host; {_FORMS}")
-    if scheme == "http" and not _is_loopback(parts.hostname or ""):
+    if scheme == "http" and not is_loopback_host(parts.hostname or ""):
         raise ValueError("is plain http, which anybody on the way can read and change; use https:// or ssh://")
     _check_path(parts.path)
     return RepositoryUrl(scheme, name, parts.path)
@@ -92,13 +93,6 @@ def _scp_like(text: str) -> RepositoryUrl:
 def _check_path(path: str) -> None:
     if not path.strip("/"):
         raise ValueError(f"names no repository on its host; {_FORMS}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _checked(text: str) -> str:

@@ -1,6 +1,5 @@
 """The environment, read once into one typed object."""
 
-import ipaddress
 import os
 import re
 import socket
@@ -22,15 +21,6 @@ class SettingsError(Exception):
 
 def _default_host_id() -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname()).strip("-._")[:100] or "localhost"
-
-
-def is_loopback(url: str) -> bool:
-    """Tell whether ``url`` leads to whoever uses it."""
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 class Settings(BaseModel):

@@ -8,8 +8,9 @@ import struct
 from typing import TYPE_CHECKING
 
 from activities.backends import container_spec as spec_of
-from activities.backends.docker_engine import Docker, Sdk, is_loopback, said
+from activities.backends.docker_engine import Docker, Sdk, said
 from activities.errors import BackendUnusable
+from messages.urls import is_loopback, is_loopback_host
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,7 +32,7 @@ class Reach:
 
     def check_publish(self, address: str) -> None:
         """Raise ``BackendUnusable`` where what is published on ``address`` of Docker's machine cannot be reached."""
-        if (remote := self._docker.remote_host) and is_loopback(address):
+        if (remote := self._docker.remote_host) and is_loopback_host(address):
             raise BackendUnusable(
                 f"Docker is on {remote}, and the ports of its containers are published on its loopback, which cannot "
                 "be reached from here; set container.publish in the template to an address of that machine, or 0.0.0.0"
@@ -40,7 +41,7 @@ class Reach:
     async def api_url(self) -> str:
         """Return how a container reaches the API. Raises ``BackendUnusable``, saying what to set."""
         if self._public_url:
-            if is_loopback(spec_of.host_of(self._public_url)):
+            if is_loopback(self._public_url):
                 raise BackendUnusable(
                     f"TASKRUNNER_PUBLIC_URL is {self._public_url}, which inside a container is the container itself; "
                     "set it to a URL at which containers reach the API"

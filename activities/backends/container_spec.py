@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from activities.backends.contract import Compute, WorkspaceSpec
 from messages.names import COMPUTE_MARKER
@@ -206,11 +205,6 @@ def compute_of(labels: Mapping[str, str]) -> Compute | None:
         return Compute(labels[WORKSPACE], int(labels[ATTEMPT]), labels.get(TASK, ""))
     except (KeyError, ValueError):
         return None
-
-
-def host_of(url: str) -> str:
-    """Return the host in a URL."""
-    return urlsplit(url).hostname or ""
 
 
 def user_of(image: Mapping[str, Any]) -> str:

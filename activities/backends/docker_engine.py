@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import ipaddress
 import re
 import threading
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
@@ -16,6 +15,7 @@ from urllib.parse import urlsplit
 from activities.errors import ActivityFailure, BackendAway, BackendUnusable, ProvisionFailed, ProvisionInterrupted
 from activities.threads import to_its_end
 from messages.statuses import FailureSource
+from messages.urls import is_loopback_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -89,7 +89,7 @@ class Docker:
     def remote_host(self) -> str | None:
         """The name of the machine that the daemon runs on; None where that is ours."""
         parts = urlsplit(self.address)
-        if parts.scheme in _LOCAL_SCHEMES or not parts.hostname or is_loopback(parts.hostname):
+        if parts.scheme in _LOCAL_SCHEMES or not parts.hostname or is_loopback_host(parts.hostname):
             return None
         return parts.hostname
 
@@ -221,16 +221,6 @@ def _tls_trouble(text: str) -> tuple[str, str] | None:
         if re.search(pattern, text, re.IGNORECASE):
             return meaning, mend
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether ``host`` means the machine itself."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def reason_of(e: BaseException) -> str:

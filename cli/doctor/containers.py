@@ -16,8 +16,9 @@ from cli.doctor.check import Check, broken, from_error, not_needed, ok
 from cli.doctor.programs import installing
 from cli.home import StackRecord, read_doors
 from messages.names import SERVICE
-from messages.settings import Settings, is_loopback
+from messages.settings import Settings
 from messages.templates import ContainerConfig, WorkspaceAgent
+from messages.urls import is_loopback
 
 _NAME = "containers"
 

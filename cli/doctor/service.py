@@ -2,23 +2,21 @@
 
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import httpx
 
 from cli.discovery import Service
 from cli.doctor.check import PATIENCE_SECONDS, Check, broken, ok
 from messages.names import SERVICE
+from messages.urls import is_loopback
 
 
 def check_service(service: Service, *, start: str, seconds: float = PATIENCE_SECONDS) -> Check:
     """Check that the service answers, takes our token, and has what it needs; ``start`` is what starts it."""
     found = service.shown_url
     deadline = time.monotonic() + seconds
-    parts = urlsplit(service.url)
-    is_local = parts.hostname in {"127.0.0.1", "localhost", "::1"}
     headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
-    with httpx.Client(base_url=service.url, headers=headers, trust_env=not is_local) as client:
+    with httpx.Client(base_url=service.url, headers=headers, trust_env=not is_loopback(service.url)) as client:
 
         def get(path: str) -> httpx.Response:
             return client.get(path, timeout=max(deadline - time.monotonic(), 0.1))

@@ -1,8 +1,8 @@
-"""Addresses are shown without what opens them."""
+"""Addresses are shown without what opens them, and those of this machine are known."""
 
 import pytest
 
-from messages.urls import without_user_info
+from messages.urls import is_loopback, is_loopback_host, without_user_info
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,47 @@ from messages.urls import without_user_info
 def test_user_and_password_are_taken_out_of_addresses(text: str, shown: str) -> None:
     """S37."""
     assert without_user_info(text) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:8070",
+        "http://127.255.0.1/x",
+        "https://localhost",
+        "HTTP://LOCALHOST:1",
+        "tcp://[::1]:2375",
+        "http://me:hunter2@localhost/",
+    ],
+)
+def test_an_address_of_this_machine_is_known(url: str) -> None:
+    assert is_loopback(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://0.0.0.0:8070",
+        "http://[::]:8070",
+        "http://128.0.0.1",
+        "http://127.0.0.1@tasks.example.org",
+        "http://127.0.0.1.example.org",
+        "http://localhost.example.org",
+        "http://tasks.example.org/localhost",
+        "http://tasks.example.org?@localhost",
+        "http://tasks.example.org#@127.0.0.1",
+        "localhost:8070",
+        "http://[::1",
+        "http://",
+        "",
+    ],
+)
+def test_what_may_be_another_machine_is_not_taken_for_this_one(url: str) -> None:
+    """S37: a secret of this machine is told to it alone, so that a doubt counts as another one."""
+    assert not is_loopback(url)
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.1.2.3", "::1"])
+def test_a_host_of_this_machine_is_known(host: str) -> None:
+    assert is_loopback_host(host)
+    assert not is_loopback_host(f"{host}.example.org")
