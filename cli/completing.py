@@ -102,7 +102,8 @@ def _ask(paths: list[str]) -> list[dict[str, Any]]:
     def ask() -> None:
         with contextlib.suppress(Exception):
             url, token = _service()
-            answers.extend(_get(url + path, token) for path in paths)
+            if token:  # nothing is answered without one
+                answers.extend(_get(url + path, token) for path in paths)
 
     # A socket's own timeout bounds each step of an answer, not the whole of it.
     asking = threading.Thread(target=ask, daemon=True)
@@ -111,14 +112,19 @@ def _ask(paths: list[str]) -> list[dict[str, Any]]:
     return list(answers)
 
 
-def _service() -> tuple[str, str]:
-    """Return address and token of the service that ``cli.discovery`` would find, without asking first if it answers."""
+def _service() -> tuple[str, str | None]:
+    """Return address and token of the service that ``cli.discovery`` would find, without asking first if it answers.
+
+    A token of the home is for this machine alone, as there (``token_for``).
+    """
     home = Path(os.environ.get("TASKRUNNER_HOME") or default_home()).expanduser()
     token = os.environ.get("TASKRUNNER_API_TOKEN")
     url = os.environ.get("TASKRUNNER_API_URL") or _embedded(home)
     if not url:  # a token of the home opens the home's own stack only
-        return DEFAULT_API_URL, token or ""
-    return url.rstrip("/"), token or (home / "api-token").read_text().strip()
+        return DEFAULT_API_URL, token
+    if not token and is_loopback(url):
+        token = (home / "api-token").read_text().strip()
+    return url.rstrip("/"), token
 
 
 def _embedded(home: Path) -> str | None:
@@ -138,7 +144,8 @@ def _get(url: str, token: str) -> dict[str, Any]:
     from urllib.request import ProxyHandler, Request, build_opener
 
     opener = build_opener(ProxyHandler({})) if is_loopback(url) else build_opener()
-    request = Request(url, headers={"Authorization": f"Bearer {token}"})  # noqa: S310 (the user's own service)
+    request = Request(url)  # noqa: S310 (the user's own service)
+    request.add_unredirected_header("Authorization", f"Bearer {token}")  # for it, not for whom it points at
     with opener.open(request, timeout=_ANSWER_SECONDS) as answer:
         found: dict[str, Any] = json.load(answer)
     return found

@@ -1,7 +1,6 @@
 """Which service a command talks to."""
 
 import json
-from pathlib import Path
 from typing import NamedTuple
 
 from cli import early
@@ -29,13 +28,21 @@ class Service(NamedTuple):
         return without_user_info(self.url)
 
 
+def token_for(settings: Settings, url: str) -> str | None:
+    """Return what is shown to the service at ``url``: the token of the environment, else the home's.
+
+    The home's is shown to services on this machine alone: it opens nothing elsewhere, and is not told to others.
+    """
+    if settings.api_token is not None:
+        return settings.api_token.get_secret_value()
+    return read_token(settings.home) if is_loopback(url) else None
+
+
 def named_service(settings: Settings) -> Service | None:
     """Return the service that the environment names (``TASKRUNNER_API_URL``), answering or not."""
     if settings.api_url is None:
         return None
-    if settings.api_token is None and not is_loopback(settings.api_url):
-        return Service(settings.api_url, None)  # the home's own token opens nothing there, and is not told to others
-    return Service(settings.api_url, _token(settings, settings.home))
+    return Service(settings.api_url, token_for(settings, settings.api_url))
 
 
 def embedded_service(settings: Settings) -> Service | None:
@@ -47,7 +54,7 @@ def embedded_service(settings: Settings) -> Service | None:
         answer = early.get(f"{record.api_url}/healthz", seconds=_ANSWER_SECONDS)
     except early.NoAnswer:
         return None
-    return Service(record.api_url, _token(settings, settings.home), record) if answer.status == 200 else None
+    return Service(record.api_url, token_for(settings, record.api_url), record) if answer.status == 200 else None
 
 
 def default_service(settings: Settings, *, seconds: float = _ANSWER_SECONDS) -> Service | None:
@@ -131,7 +138,3 @@ def find_again(settings: Settings, lost: Service) -> Service:
 
 def _nobody(settings: Settings) -> Unreachable:
     return Unreachable(f"no service answers for {settings.home}; start one with: taskrunner dev; {ASK_THE_DOCTOR}")
-
-
-def _token(settings: Settings, home: Path) -> str | None:
-    return settings.api_token.get_secret_value() if settings.api_token else read_token(home)

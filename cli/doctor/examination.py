@@ -12,13 +12,13 @@ from functools import partial
 import psutil
 from pydantic import ValidationError
 
-from cli.discovery import Service, default_service, named_service
+from cli.discovery import Service, default_service, named_service, token_for
 from cli.doctor import home, postgres, programs, temporal
 from cli.doctor.check import Check, Status, broken, not_needed, ok
 from cli.doctor.containers import ContainerLook
 from cli.doctor.ports import check_ports
 from cli.doctor.service import check_service
-from cli.home import StackRecord, read_record, read_token
+from cli.home import StackRecord, read_record
 from messages.defaults import DEFAULT_API_URL
 from messages.settings import Settings
 from messages.urls import without_user_info
@@ -85,19 +85,16 @@ def find_setup(settings: Settings) -> Setup:
     record = read_record(settings.home)
     named = named_service(settings)
     if settings.database_url is not None:
-        usual = Service(settings.public_url or DEFAULT_API_URL, _token(settings))
-        return Setup(settings, Role.SERVICES, record, named or usual)
+        usual = settings.public_url or DEFAULT_API_URL
+        return Setup(settings, Role.SERVICES, record, named or Service(usual, token_for(settings, usual)))
     if named is not None:
         return Setup(settings, Role.CLIENT, record, named)
     if record is not None and record.is_alive:
-        return Setup(settings, Role.EMBEDDED, record, Service(record.api_url, _token(settings), record))
+        own = Service(record.api_url, token_for(settings, record.api_url), record)
+        return Setup(settings, Role.EMBEDDED, record, own)
     if settings.api_token is not None and (service := default_service(settings, seconds=0.5)):
         return Setup(settings, Role.CLIENT, record, service)
     return Setup(settings, Role.EMBEDDED, record, None)
-
-
-def _token(settings: Settings) -> str | None:
-    return settings.api_token.get_secret_value() if settings.api_token else read_token(settings.home)
 
 
 def plan(setup: Setup, asked: programs.Programs, look: ContainerLook, *, docker: bool) -> list[Examination]:
