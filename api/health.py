@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from api.dependencies import Api, Services
 from api.problems import RETRY_AFTER_SECONDS
-from api.temporal_setup import find_setup_problem
+from api.temporal_setup import look_at_setup
 from messages.names import SERVICE
 from store.errors import MigrationError
 
@@ -53,7 +53,7 @@ class _State(StrEnum):
 
 
 async def _temporal(api: Services) -> str:
-    return str(await find_setup_problem(api.temporal) or "")
+    return str((await look_at_setup(api.temporal)).problem or "")
 
 
 async def _registry(api: Services) -> str:

@@ -30,22 +30,33 @@ class SetupProblem(NamedTuple):
         return f"{self.problem}; mend it: {self.mend}"
 
 
-async def find_setup_problem(client: Client) -> SetupProblem | None:
-    """Return what the namespace lacks; None where it has all, as far as we may ask.
+class SetupLook(NamedTuple):
+    """What a look at the namespace has shown: what it lacks, if anything, and whether its search attributes were told.
+
+    They are not where we may not ask for them; then nothing is known to lack.
+    """
+
+    problem: SetupProblem | None
+    attributes_told: bool
+
+
+async def look_at_setup(client: Client) -> SetupLook:
+    """Ask whether the namespace has all that we need, by one request each for itself and its search attributes.
 
     Raises ``RPCError`` or ``RuntimeError`` where Temporal does not answer.
     """
     try:
         await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
-        missing = await missing_attributes(client)
+        missing = await _missing_attributes(client)
     except RPCError as e:
         if problem := setup_problem(e, client.namespace):
-            return problem
+            return SetupLook(problem, attributes_told=False)
         raise
-    return _attributes_missing(client.namespace, missing) if missing else None
+    problem = _attributes_missing(client.namespace, missing) if missing else None
+    return SetupLook(problem, attributes_told=missing is not None)
 
 
-async def missing_attributes(client: Client) -> list[str] | None:
+async def _missing_attributes(client: Client) -> list[str] | None:
     """Return the search attributes that are not registered as we need them; None where we may not ask."""
     try:
         answer = await client.operator_service.list_search_attributes(

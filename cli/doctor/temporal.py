@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 from temporalio.service import RPCError
 
-from api.temporal_setup import find_setup_problem, missing_attributes, setup_problem
+from api.temporal_setup import look_at_setup, setup_problem
 from cli.doctor.check import PATIENCE_SECONDS, Check, broken, from_error, ok, warning
 from cli.doctor.programs import Programs, version_in
 from messages.search_attributes import SEARCH_ATTRIBUTES
@@ -82,9 +82,10 @@ def check_server(address: str | None = None, *, seconds: float = PATIENCE_SECOND
 
 async def _check_server(address: str | None, found: str) -> Check:
     client = await connect(address)
-    if wrong := await find_setup_problem(client):
+    wrong, attributes_told = await look_at_setup(client)
+    if wrong:
         return broken(_SERVER, found, *wrong)
-    if await missing_attributes(client) is None:
+    if not attributes_told:
         names = ", ".join(key.name for key in SEARCH_ATTRIBUTES)
         problem = f"we may not ask for its search attributes; it needs {names}"
         return warning(_SERVER, found, problem, "look at the namespace's search attributes")

@@ -7,13 +7,15 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import psycopg
 import pytest
+from temporalio.runtime import MetricBuffer, Runtime, TelemetryConfig
 from temporalio.testing import WorkflowEnvironment
 
 from cli.discovery import Service
@@ -157,6 +159,20 @@ def test_a_temporal_that_is_away_or_mute_is_told(nobody: int, mute: int) -> None
     assert time.monotonic() - began < 3
 
 
+@contextmanager
+def requests_counted() -> Iterator[Counter[str]]:
+    """Count what is asked of Temporal by the clients that are made meanwhile, as the SDK's own metrics do."""
+    metrics, usual, requests = MetricBuffer(1000), Runtime.default(), Counter[str]()
+    Runtime.set_default(Runtime(telemetry=TelemetryConfig(metrics=metrics)), error_if_already_set=False)
+    try:
+        yield requests
+        for update in metrics.retrieve_updates():
+            if update.metric.name == "temporal_request":
+                requests[str(update.attributes["operation"])] += int(update.value)
+    finally:
+        Runtime.set_default(usual, error_if_already_set=False)
+
+
 async def test_a_namespace_and_its_search_attributes_have_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found wrong, mended by the very command that it names, found right."""
     async with await WorkflowEnvironment.start_local(
@@ -170,6 +186,9 @@ async def test_a_namespace_and_its_search_attributes_have_to_be_there(monkeypatc
         assert check.mend
         await asyncio.to_thread(subprocess.run, check.mend, check=True, capture_output=True)
         is_told(await asyncio.to_thread(temporals.check_server), Status.OK, target, "namespace default")
+        with requests_counted() as requests:
+            is_told(await asyncio.to_thread(temporals.check_server), Status.OK, "search attributes registered")
+        assert requests == {"GetSystemInfo": 1, "DescribeNamespace": 1, "ListSearchAttributes": 1}
         monkeypatch.setenv("TEMPORAL_NAMESPACE", "nowhere")
         check = await asyncio.to_thread(temporals.check_server)
         is_told(check, Status.BROKEN, "no namespace 'nowhere'", "namespace create --namespace nowhere")
