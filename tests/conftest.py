@@ -17,7 +17,7 @@ from store.registry import Registry
 from store.schema import migrate
 from tests.support.network import network_on, take_refused
 
-pytest_plugins = ["tests.support.temporal", "tests.support.docker"]
+pytest_plugins = ["tests.support.temporal", "tests.support.docker", "tests.support.hangs"]
 
 _numbers = itertools.count(1)
 
