@@ -117,6 +117,11 @@ def waiting_for_start(home: Home) -> str:
     return f"Waiting for another taskrunner that starts its servers on {home.path}"
 
 
+def waiting_for_stop(home: Home) -> str:
+    """Return what is said where a stack that ends has to be waited for."""
+    return f"Waiting for the stack on {home.path} to stop"
+
+
 def read_record(home: Path) -> StackRecord | None:
     """Return the record of the last stack of a home that need not exist."""
     try:
@@ -181,6 +186,14 @@ class FileLock:
     def shared(self) -> None:
         """Take it with others; waits while somebody holds it exclusively."""
         fcntl.flock(self.fd, fcntl.LOCK_SH)
+
+    def try_shared(self) -> bool:
+        """Take it with others if nobody holds it exclusively now."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def exclusive(self) -> None:
         """Take it alone; waits while anybody else holds it."""

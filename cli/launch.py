@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cli.discovery import Service, embedded_service
 from cli.errors import CliError, Unreachable, UsageError
-from cli.home import FileLock, Home, waiting_for_start
+from cli.home import FileLock, Home, waiting_for_start, waiting_for_stop
 from cli.interrupts import interrupts_kept
 from messages.settings import Settings
 
@@ -26,6 +26,13 @@ class Joined(NamedTuple):
 
     service: Service
     started: bool
+
+
+def hold_stack(home: Home, users: FileLock, progress: Progress) -> None:
+    """Take ``users.lock`` shared; where the last one out stops its stack just now, say so and wait for its end."""
+    if not users.try_shared():
+        progress(waiting_for_stop(home))
+        users.shared()
 
 
 def join_stack(settings: Settings, home: Home, progress: Progress, *, before_start: Callable[[], None]) -> Joined:
@@ -63,7 +70,7 @@ def joined_stack(settings: Settings, progress: Progress) -> Generator[Service]:
     users = FileLock(home.users_lock)
     try:
         with interrupts_kept():
-            users.shared()  # waits while the last one out stops its stack
+            hold_stack(home, users, progress)
             service = join_stack(settings, home, progress, before_start=lambda: None).service
         yield service
     finally:
@@ -168,7 +175,7 @@ def leave_stack(home: Home, users: FileLock, progress: Progress) -> None:
                     os.waitpid(record.pid, os.WNOHANG)
             else:
                 # Either others use it, then this succeeds at once; or somebody is stopping it, then it waits for that.
-                users.shared()
+                hold_stack(home, users, progress)
         finally:
             os.close(pidfd)
     except ProcessLookupError:

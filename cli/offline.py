@@ -19,7 +19,7 @@ from cli import render
 from cli.client import ApiClient
 from cli.discovery import Service, embedded_service
 from cli.errors import Unreachable
-from cli.home import FileLock, Home, waiting_for_start
+from cli.home import FileLock, Home, waiting_for_start, waiting_for_stop
 from messages.keys import passing_keys
 from messages.settings import Settings
 from workers.postgres import start_postgres, without_libpq_settings
@@ -69,7 +69,9 @@ async def _opened(settings: Settings) -> AsyncGenerator[ApiClient]:
             yield await parts.enter_async_context(ApiClient(service))
             return
         try:
-            await asyncio.wait_for(in_daemon_thread(stack.exclusive), _STOP_SECONDS)
+            if not stack.try_exclusive():
+                say_on_terminal(waiting_for_stop(home))
+                await asyncio.wait_for(in_daemon_thread(stack.exclusive), _STOP_SECONDS)
         except TimeoutError:
             raise Unreachable(_in_the_way(home)) from None
         say_on_terminal(f"No service runs: looking it up in {home.path}")

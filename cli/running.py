@@ -16,7 +16,7 @@ from cli.discovery import Service, embedded_service, service_of_others
 from cli.errors import INTERRUPTED, CliError, UsageError
 from cli.home import FileLock, Home
 from cli.interrupts import interrupts_kept, note_signals_to_leave, signals_to_leave
-from cli.launch import Progress, is_only_user, join_stack, leave_stack
+from cli.launch import Progress, hold_stack, is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, find_with_commit, is_url
 from messages.durations import parse_duration
 from messages.names import is_id, random_id
@@ -225,7 +225,7 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
     interrupted = False
     try:
         with interrupts_kept():
-            users.shared()  # waits while the last run out stops its stack
+            hold_stack(home, users, say)
             service = join()
         code = follow(service)
         interrupted = code == INTERRUPTED

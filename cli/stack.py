@@ -17,7 +17,7 @@ from activities.proc import start_time
 from activities.threads import in_daemon_thread
 from api.templates import TemplateError, TemplateFolder
 from cli.errors import UsageError
-from cli.home import FileLock, Home, StackRecord
+from cli.home import FileLock, Home, StackRecord, waiting_for_stop
 from messages.keys import Keyring, create_keys, load_keys
 from messages.settings import Settings
 from workers.children import Child
@@ -96,7 +96,7 @@ async def running_stack(
         environ = parts.enter_context(without_libpq_settings())
         lock = FileLock(home.stack_lock)
         parts.callback(lock.close)
-        await _take(lock, home, wait=while_used)
+        await _take(lock, home, progress if while_used else None)
         earlier = home.read_record()
         keys, templates = installation_keys(settings), check_templates(settings)
         if not while_used:  # a run says what is wrong with the one that it wants
@@ -140,11 +140,12 @@ async def running_stack(
         yield Stack(record, failed)
 
 
-async def _take(lock: FileLock, home: Home, *, wait: bool) -> None:
-    """Take the lock of the one stack of this home; with ``wait``, an earlier one that is just ending is waited for."""
+async def _take(lock: FileLock, home: Home, wait: Callable[[str], None] | None) -> None:
+    """Take the lock of the one stack of this home; an earlier one that ends is waited for where ``wait`` is told so."""
     if lock.try_exclusive():
         return
-    if wait:
+    if wait is not None:
+        wait(waiting_for_stop(home))
         try:
             await asyncio.wait_for(in_daemon_thread(lock.exclusive), _LOCK_SECONDS)
             return

@@ -12,7 +12,7 @@ import pytest
 from activities.proc import start_time
 from cli.errors import CliError, UsageError
 from cli.home import FileLock, Home, StackRecord, read_record, read_token
-from cli.launch import is_only_user
+from cli.launch import hold_stack, is_only_user
 
 
 def record(**changes: object) -> StackRecord:
@@ -96,6 +96,25 @@ def test_locks_exclude_and_tell(tmp_path: Path) -> None:
     first.close()
     assert second.try_exclusive()
     second.close()
+
+
+def test_who_waits_for_the_stack_that_stops_says_so_at_once(tmp_path: Path) -> None:
+    """S50"""
+    home = Home(tmp_path)
+    stopping, users = FileLock(home.users_lock), FileLock(home.users_lock)
+    stopping.exclusive()
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        stopping.close()
+
+    hold_stack(home, users, say)
+    assert said == [f"Waiting for the stack on {tmp_path} to stop"]
+    assert is_only_user(home)
+    hold_stack(home, users, say)
+    assert len(said) == 1
+    users.close()
 
 
 def test_a_lock_is_not_inherited(tmp_path: Path) -> None:
