@@ -16,8 +16,10 @@ from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from messages.names import result_branch
 from messages.statuses import BackendKind, FailureSource, Readiness
 from tests.support.agent_process import TOKEN
-from tests.support.git_repositories import files_of, git, make_dirty, make_repository, snapshot
+from tests.support.git_repositories import files_of, git, snapshot
 from tests.support.hosts import make_spec, make_task, yes
+
+pytest_plugins = ["tests.support.host_backends"]
 
 
 @pytest.fixture
@@ -26,13 +28,6 @@ async def backend(tmp_path: Path) -> AsyncIterator[LocalBackend]:
     yield backend
     for compute in await backend.list_owned():
         await backend.destroy(compute)
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    repository = make_repository(tmp_path / "repository")
-    make_dirty(repository)
-    return repository
 
 
 def spec_of(repository: Path | None = None, base: str | None = None, **template: object) -> WorkspaceSpec:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,10 @@ from activities.backends.host import HostBackend, _remove_folder  # pyright: ign
 from activities.errors import NotRemoved, ProvisionFailed
 from messages.names import result_branch
 from messages.statuses import BackendKind, FailureSource
-from tests.support.git_repositories import git, make_dirty, make_repository, snapshot
-from tests.support.hosts import BACKENDS, agents_of, make_spec, make_task
+from tests.support.git_repositories import git, snapshot
+from tests.support.hosts import agents_of, make_spec, make_task
+
+pytest_plugins = ["tests.support.host_backends"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,27 +44,6 @@ os.unlink = unlink_and_die
 backend = BACKENDS[BackendKind(given["kind"])](Path(given["home"]), environ=os.environ, stop_grace_seconds=5)
 asyncio.run(backend.destroy(Compute(given["workspace_id"], 1, given["task_id"])))
 """
-
-
-@pytest.fixture
-def home(tmp_path: Path) -> Path:
-    return tmp_path / "home"
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    repository = make_repository(tmp_path / "repository")
-    make_dirty(repository)
-    return repository
-
-
-@pytest.fixture(params=list(BACKENDS), ids=[kind.value for kind in BACKENDS])
-async def backend(request: pytest.FixtureRequest, home: Path) -> AsyncIterator[HostBackend]:
-    kind: BackendKind = request.param
-    backend = BACKENDS[kind](home, environ=os.environ, stop_grace_seconds=5)
-    yield backend
-    for compute in await backend.list_owned():
-        await backend.destroy(compute)
 
 
 @pytest.fixture
