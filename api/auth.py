@@ -9,6 +9,7 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.problems import Problem, registry_away
+from messages.defaults import WHERE_TOKENS_ARE
 from messages.keys import Keyring
 from messages.tokens import WORKSPACE_SCOPE, CallbackClaims, InvalidToken, mint_callback_token, verify_callback_token
 from store.errors import RegistryUnavailable
@@ -77,10 +78,10 @@ class UserAuth:
     async def check(self, credentials: HTTPAuthorizationCredentials | None) -> None:
         """Return for a valid token; raise 401 for any other, 503 where that cannot be told."""
         if credentials is None:
-            raise _unauthorized("no API token; send it as: Authorization: Bearer <token>")
+            raise _unauthorized(f"no API token; send it as: Authorization: Bearer <token>; {WHERE_TOKENS_ARE}")
         token = credentials.credentials
         if len(token) > MAX_TOKEN_CHARS:
-            raise _unauthorized("the API token is not valid")
+            raise _unauthorized("the API token is too long to be one of ours")
         key = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
         if self._valid_until.get(key, 0.0) > time.monotonic():
             return
@@ -90,7 +91,7 @@ class UserAuth:
             raise registry_away() from None
         self._valid_until.pop(key, None)
         if not valid:
-            raise _unauthorized("the API token is not valid; the command line reads it from TASKRUNNER_API_TOKEN")
+            raise _unauthorized(f"the API token is not one of this installation's; {WHERE_TOKENS_ARE}")
         if len(self._valid_until) >= _CACHED_TOKENS:
             self._valid_until.clear()
         self._valid_until[key] = time.monotonic() + USER_CACHE_SECONDS

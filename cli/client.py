@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -241,8 +240,7 @@ class ApiClient:
         if not is_gateway and code != 204 and not _is_of_type(answer, gives if code < 300 else _PROBLEM):
             raise self._not_ours()
         if code == 401:
-            hint = f"{'unset or correct' if os.environ.get('TASKRUNNER_API_TOKEN') else 'set'} TASKRUNNER_API_TOKEN"
-            raise Unreachable(f"{self.service.shown_url} does not accept our token ({_problem_text(answer)}); {hint}")
+            raise Unreachable(f"{self.service.shown_url} {'; '.join(self.service.refusal)}")
         self.has_answered = True
         if code < 400:
             return

@@ -1,12 +1,13 @@
 """Which service a command talks to."""
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 from cli import early
 from cli.errors import Refused, Unreachable
-from cli.home import StackRecord, has_records, read_record, read_token
-from messages.defaults import DEFAULT_API_URL
+from cli.home import StackRecord, has_records, read_record, read_token, token_path
+from messages.defaults import DEFAULT_API_URL, WHERE_TOKENS_ARE
 from messages.names import SERVICE
 from messages.settings import Settings
 from messages.urls import is_loopback, without_user_info
@@ -16,33 +17,49 @@ _ANSWER_SECONDS = 5.0
 
 
 class Service(NamedTuple):
-    """Where the task API is, what it is shown, and the embedded stack that it belongs to, if it does."""
+    """Where the task API is, what it is shown, and the embedded stack that it belongs to, if it does.
+
+    ``token_file`` is where the token was read; None where ``TASKRUNNER_API_TOKEN`` gave it, or there is none.
+    """
 
     url: str
     token: str | None
     stack: StackRecord | None = None
+    token_file: Path | None = None
 
     @property
     def shown_url(self) -> str:
         """The URL as it may be printed."""
         return without_user_info(self.url)
 
+    @property
+    def refusal(self) -> tuple[str, str]:
+        """What is wrong where the service answers 401, and what mends it."""
+        mend = f"set TASKRUNNER_API_TOKEN to a token of that service ({WHERE_TOKENS_ARE})"
+        if self.token is None:
+            return "wants a token, and TASKRUNNER_API_TOKEN is not set", mend
+        if self.token_file is not None:
+            return f"does not accept the token in {self.token_file}", mend
+        if self.stack is not None:
+            return "does not accept TASKRUNNER_API_TOKEN", "unset it: the stack of this home takes the home's own token"
+        return "does not accept TASKRUNNER_API_TOKEN", f"correct it ({WHERE_TOKENS_ARE})"
 
-def token_for(settings: Settings, url: str) -> str | None:
-    """Return what is shown to the service at ``url``: the token of the environment, else the home's.
+
+def service_at(settings: Settings, url: str, stack: StackRecord | None = None) -> Service:
+    """Return the service at ``url`` with the token that it is shown: the environment's, else the home's.
 
     The home's is shown to services on this machine alone: it opens nothing elsewhere, and is not told to others.
     """
     if settings.api_token is not None:
-        return settings.api_token.get_secret_value()
-    return read_token(settings.home) if is_loopback(url) else None
+        return Service(url, settings.api_token.get_secret_value(), stack)
+    if is_loopback(url) and (token := read_token(settings.home)):
+        return Service(url, token, stack, token_path(settings.home))
+    return Service(url, None, stack)
 
 
 def named_service(settings: Settings) -> Service | None:
     """Return the service that the environment names (``TASKRUNNER_API_URL``), answering or not."""
-    if settings.api_url is None:
-        return None
-    return Service(settings.api_url, token_for(settings, settings.api_url))
+    return service_at(settings, settings.api_url) if settings.api_url is not None else None
 
 
 def embedded_service(settings: Settings) -> Service | None:
@@ -54,7 +71,7 @@ def embedded_service(settings: Settings) -> Service | None:
         answer = early.get(f"{record.api_url}/healthz", seconds=_ANSWER_SECONDS)
     except early.NoAnswer:
         return None
-    return Service(record.api_url, token_for(settings, record.api_url), record) if answer.status == 200 else None
+    return service_at(settings, record.api_url, record) if answer.status == 200 else None
 
 
 def default_service(settings: Settings, *, seconds: float = _ANSWER_SECONDS) -> Service | None:
@@ -104,7 +121,7 @@ def find_service(settings: Settings) -> Service | None:
     if service is not None:
         raise Unreachable(
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"
-            " service, or start a service of your own with: taskrunner dev"
+            f" service ({WHERE_TOKENS_ARE}), or start a service of your own with: taskrunner dev"
         )
     raise NoTaskYet(f"there is no task in {settings.home} yet; start one with: taskrunner run 'echo hello'")
 

@@ -108,7 +108,7 @@ class Home:
         """Return the API token of this home, made where there is no usable one."""
         if (token := read_token(self.path)) is None:
             token = f"tr_{secrets.token_urlsafe(32)}"
-            replace_file(self.path / "api-token", token + "\n")
+            replace_file(token_path(self.path), token + "\n")
         return token
 
 
@@ -135,10 +135,15 @@ def has_records(home: Path) -> bool:
     return (home / "postgres").exists()
 
 
+def token_path(home: Path) -> Path:
+    """Return where a home keeps its API token."""
+    return home / "api-token"
+
+
 def read_token(home: Path) -> str | None:
     """Return the API token of a home that need not exist."""
     try:
-        token = (home / "api-token").read_text().strip()
+        token = token_path(home).read_text().strip()
     except (OSError, UnicodeDecodeError):
         return None
     return token if token.isascii() and token.isprintable() and " " not in token and token else None

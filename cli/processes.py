@@ -19,7 +19,7 @@ import click
 from activities.threads import in_daemon_thread
 from cli import render
 from cli.errors import UsageError
-from cli.home import FileLock, Home, StackRecord, waiting_for_start
+from cli.home import FileLock, Home, StackRecord, token_path, waiting_for_start
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from messages.defaults import DEFAULT_API_URL
@@ -250,7 +250,7 @@ def _say_where(record: StackRecord, home: Path, seconds: float, as_json: bool) -
         where = render.fields(
             (
                 ("API", f"{record.api_url}  (documentation: {record.api_url}/docs)"),
-                ("API token", f"in {home / 'api-token'}"),
+                ("API token", f"in {token_path(home)}"),
                 ("Temporal's UI", record.ui_url),
                 ("Temporal", record.temporal_address),
                 ("state and logs", str(home)),

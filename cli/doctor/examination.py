@@ -12,7 +12,7 @@ from functools import partial
 import psutil
 from pydantic import ValidationError
 
-from cli.discovery import Service, default_service, named_service, token_for
+from cli.discovery import Service, default_service, named_service, service_at
 from cli.doctor import home, postgres, programs, temporal
 from cli.doctor.check import Check, Status, broken, not_needed, ok
 from cli.doctor.containers import ContainerLook
@@ -86,12 +86,11 @@ def find_setup(settings: Settings) -> Setup:
     named = named_service(settings)
     if settings.database_url is not None:
         usual = settings.public_url or DEFAULT_API_URL
-        return Setup(settings, Role.SERVICES, record, named or Service(usual, token_for(settings, usual)))
+        return Setup(settings, Role.SERVICES, record, named or service_at(settings, usual))
     if named is not None:
         return Setup(settings, Role.CLIENT, record, named)
     if record is not None and record.is_alive:
-        own = Service(record.api_url, token_for(settings, record.api_url), record)
-        return Setup(settings, Role.EMBEDDED, record, own)
+        return Setup(settings, Role.EMBEDDED, record, service_at(settings, record.api_url, record))
     if settings.api_token is not None and (service := default_service(settings, seconds=0.5)):
         return Setup(settings, Role.CLIENT, record, service)
     return Setup(settings, Role.EMBEDDED, record, None)

@@ -29,7 +29,8 @@ def check_service(service: Service, *, start: str, seconds: float = PATIENCE_SEC
         if not _is_ours(health):
             return broken("api", found, "what answers there is not taskrunner's API", "correct TASKRUNNER_API_URL")
         if tasks.status_code == 401:
-            return broken("api", found, *_refused(service))
+            problem, mend = service.refusal
+            return broken("api", found, f"it {problem}", mend)
         return _check_ready(found, get)
 
 
@@ -38,12 +39,6 @@ def _is_ours(health: httpx.Response) -> bool:
         return health.status_code == 200 and health.json().get("service") == SERVICE
     except (ValueError, AttributeError):
         return False
-
-
-def _refused(service: Service) -> tuple[str, str]:
-    if service.token is None:
-        return "it wants a token, and TASKRUNNER_API_TOKEN is not set", "export TASKRUNNER_API_TOKEN=…"
-    return "it does not accept our token", "unset TASKRUNNER_API_TOKEN, or set it to a token of that service"
 
 
 def _check_ready(found: str, get: Callable[[str], httpx.Response]) -> Check:

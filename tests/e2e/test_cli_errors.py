@@ -223,7 +223,7 @@ def test_ids_and_names_that_the_service_does_not_know(cli: Cli) -> None:
         assert (followed.code, followed.out) == (0, "x\n"), followed
         refused(cli.run("cancel", "same"), 1, "completed")
         refused(cli.run("diff", "same"), 1, "nothing was changed")
-        refused(cli.run("list", env={"TASKRUNNER_API_TOKEN": "wrong"}), 3, "unset or correct TASKRUNNER_API_TOKEN")
+        refused(cli.run("list", env={"TASKRUNNER_API_TOKEN": "wrong"}), 3, "TASKRUNNER_API_TOKEN; unset it")
     assert cli.processes() == {}
 
 

@@ -136,7 +136,7 @@ def test_a_token_of_the_environment_is_good_for_as_long_as_it_is_set(cli: Cli) -
     with cli.dev():
         finished = cli.run("list", env=mine)
         assert finished.code == 3, finished
-        assert "does not accept our token" in finished.err
+        assert "does not accept TASKRUNNER_API_TOKEN; unset it" in finished.err
         assert cli.run("list").code == 0
 
 

@@ -1,16 +1,27 @@
 """Which service a command talks to, and what it says where nobody knows whether that took its request."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
+from activities.proc import start_time
 from cli import discovery
 from cli.client import ApiClient, Disconnected
-from cli.discovery import NoTaskYet, Service, find_again, find_service, named_service, service_of_others
+from cli.discovery import (
+    NoTaskYet,
+    Service,
+    embedded_service,
+    find_again,
+    find_service,
+    named_service,
+    service_of_others,
+)
 from cli.errors import Unreachable
 from cli.home import StackRecord
 from cli.main import main
@@ -179,3 +190,40 @@ def test_the_homes_token_is_told_to_no_other_machine(tmp_path: Path, url: str, t
     service = named_service(Settings(home=tmp_path, api_url=url))
     assert service is not None
     assert service.token == token
+
+
+async def test_a_token_that_is_refused_is_named_and_where_a_right_one_is(
+    api: RunningApi, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever it was that was shown; the token itself is not told (S37)."""
+    monkeypatch.setenv("TASKRUNNER_API_TOKEN", "of the environment, which the settings were not made of")
+
+    async def refusal(service: Service | None) -> str:
+        assert service is not None
+        async with ApiClient(service) as client:
+            with pytest.raises(Unreachable) as told:
+                await client.tasks()
+        assert "hunter2" not in str(told.value)
+        return str(told.value)
+
+    set_it = "set TASKRUNNER_API_TOKEN to a token of that service"
+    there = "that of taskrunner dev is in the file api-token of its TASKRUNNER_HOME"
+    named = settings.model_copy(update={"api_url": api.url})
+    given = named.model_copy(update={"api_token": SecretStr("tr_hunter2")})
+    unset = "TASKRUNNER_API_TOKEN is not set"
+    assert await refusal(named_service(named)) == f"{api.url} wants a token, and {unset}; {set_it} ({there})"
+    wrong = "does not accept TASKRUNNER_API_TOKEN"
+    assert await refusal(named_service(given)) == f"{api.url} {wrong}; correct it ({there})"
+    file = settings.home / "api-token"
+    file.write_text("tr_hunter2\n")
+    assert await refusal(named_service(named)) == f"{api.url} does not accept the token in {file}; {set_it} ({there})"
+    own = a_stack("here").model_copy(
+        update={"api_url": api.url, "pid": os.getpid(), "started": start_time(os.getpid())}
+    )
+    (settings.home / "stack.json").write_text(own.model_dump_json())
+    own_stack = await asyncio.to_thread(embedded_service, given)
+    assert await refusal(own_stack) == f"{api.url} {wrong}; unset it: the stack of this home takes the home's own token"
+    for header in ({}, {"Authorization": "Bearer tr_hunter2"}):
+        async with httpx.AsyncClient() as client:
+            answer = await client.get(f"{api.url}/api/tasks", headers=header)
+        assert there in answer.json()["detail"]

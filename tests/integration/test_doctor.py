@@ -383,8 +383,8 @@ async def test_a_service_that_answers_is_asked_for_its_parts(api: RunningApi) ->
         return await asyncio.to_thread(check_service, Service(api.url, token), start="start it")
 
     is_told(await check(API_TOKEN), Status.OK, api.url)
-    is_told(await check("wrong"), Status.BROKEN, "does not accept our token", "TASKRUNNER_API_TOKEN")
-    is_told(await check(None), Status.BROKEN, "TASKRUNNER_API_TOKEN")
+    is_told(await check("wrong"), Status.BROKEN, "does not accept TASKRUNNER_API_TOKEN", "the file api-token")
+    is_told(await check(None), Status.BROKEN, "wants a token", "set TASKRUNNER_API_TOKEN", "the file api-token")
 
 
 # Altogether
