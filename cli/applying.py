@@ -67,7 +67,7 @@ def apply(task_id: str, *, branch_only: bool, as_json: bool) -> int:
 
 def _result(task: TaskView) -> SavedResult:
     if not task.status.is_final:
-        step = f", {task.step.value.replace('_', ' ')}" if task.step else ""
+        step = f", {render.step_text(task.step)}" if task.step else ""
         raise Refused(f"task {task.id} has not ended ({task.status.value}{step}); see: taskrunner events -f {task.id}")
     if task.result is None:
         raise Refused(f"task {task.id} ({task.status.value}) changed nothing; there is nothing to apply")

@@ -188,7 +188,7 @@ class Follower:
     def _show(self, event: EventView) -> None:
         if event.kind is EventKind.TASK_STEP and event.current:
             self._step_began.set()
-            self._display.step(event.current.replace("_", " "), event.at)
+            self._display.step(render.step_text(event.current), event.at)
 
     def _write(self, _: int, piece: bytes) -> None:
         if self._output_is_closed:

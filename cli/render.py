@@ -47,6 +47,11 @@ def status_text(status: TaskStatus) -> str:
     return click.style(status.value, fg=_COLOURS.get(status))
 
 
+def step_text(step: str) -> str:
+    """Return a step as people read it; programs, JSON and ``list --step`` have its wire name."""
+    return step.replace("_", " ")
+
+
 def clock(at: datetime | None) -> str:
     """Return a time of day, local, with the date where it is not today's."""
     if at is None:
@@ -77,11 +82,11 @@ def lasted(task: TaskSummary) -> str:
 def no_output(task: TaskView) -> str:
     """Say why there is no output of a task."""
     if not task.status.is_final:
-        step = f": it is at {task.step.value.replace('_', ' ')}" if task.step else ""
+        step = f": it is at {step_text(task.step)}" if task.step else ""
         return f"no output yet{step}; taskrunner logs -f {task.id}"
     if task.status is TaskStatus.COMPLETED:
         return "no output: the agent said nothing"
-    reached = [step.step.value.replace("_", " ") for step in task.steps if step.step is not TaskStep.RELEASING]
+    reached = [step_text(step.step) for step in task.steps if step.step is not TaskStep.RELEASING]
     ended = "was cancelled" if task.status is TaskStatus.CANCELLED else task.status.value
     return f"no output: it {ended}{f' in {reached[-1]}' if reached else ''}; taskrunner show {task.id}"
 
@@ -116,7 +121,7 @@ def task_table(tasks: Sequence[TaskSummary]) -> str:
         (
             task.id,
             status_text(task.status),
-            task.step.value if task.step and not task.status.is_final else "-",
+            step_text(task.step) if task.step and not task.status.is_final else "-",
             task.backend.value,
             clock(task.created_at),
             lasted(task) if task.status is not TaskStatus.QUEUED else "-",
@@ -239,7 +244,7 @@ def task_page(task: TaskView) -> str:
                 (
                     "status",
                     status_text(task.status)
-                    + (f" ({task.step.value})" if task.step and not task.status.is_final else ""),
+                    + (f" ({step_text(task.step)})" if task.step and not task.status.is_final else ""),
                 ),
                 ("error", printable(task.error) if task.error else None),
                 ("trying again", printable(task.last_error) if task.last_error else None),
@@ -257,7 +262,7 @@ def task_page(task: TaskView) -> str:
     ]
     if task.steps:
         steps = [
-            (clock(step.at), step.step.value, span(took))
+            (clock(step.at), step_text(step.step), span(took))
             for step, (_, took) in zip(task.steps, step_durations(task), strict=True)
         ]
         parts.append(table(("STEP AT", "STEP", "TOOK"), steps))
@@ -348,7 +353,8 @@ def event_line(event: EventView) -> str:
     at = event.at.astimezone().strftime("%H:%M:%S.%f")[:-3]
     is_failure = event.kind is EventKind.WORKSPACE_PROVISION_FAILED
     what = event.kind.value if is_failure else event.kind.value.replace("_", " ")
-    change = " → ".join(part for part in (event.previous, event.current) if part)
+    ways = [part for part in (event.previous, event.current) if part]
+    change = " → ".join(map(step_text, ways) if event.kind is EventKind.TASK_STEP else ways)
     why, known = (_saved(event), "") if event.kind is EventKind.RESULT_SAVED else _reason(event)
     tail = " ".join(part for part in (": ".join(part for part in (change, why) if part), known) if part)
     return "  ".join(part for part in (at, f"{what:<16}", tail) if part)

@@ -33,9 +33,16 @@ def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> int:
     return 0
 
 
+class _Step(click.Choice[str]):
+    """A step by its wire name, or as people are shown it."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(value.replace(" ", "_"), param, ctx)
+
+
 @click.command("list")
 @click.option("--status", type=click.Choice([s.value for s in TaskStatus]), help="Only tasks of this status.")
-@click.option("--step", type=click.Choice([s.value for s in TaskStep]), help="Only tasks that are at this step.")
+@click.option("--step", type=_Step([s.value for s in TaskStep]), help="Only tasks that are at this step.")
 @click.option("--backend", type=click.Choice(["local", "worktree", "container"]), help="Only tasks on this backend.")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="At most so many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where an earlier list ended.")

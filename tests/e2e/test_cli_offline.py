@@ -78,7 +78,7 @@ def test_a_task_that_has_ended_is_shown_from_the_records_alone(cli: Cli) -> None
 def test_a_task_that_was_left_unfinished_is_shown_as_it_is_and_does_not_go_on(cli: Cli) -> None:
     with temporal_untouched(cli):
         shown = cli.run("show", "unwanted")
-        assert "running (session_running)" in shown.out
+        assert "running (session running)" in shown.out
         assert "1 task is unfinished (unwanted); it goes on while a stack runs: taskrunner dev" in shown.err
         assert cli.run("logs", "unwanted").out == "begun\n"
 
@@ -107,8 +107,12 @@ def test_a_stack_that_starts_meanwhile_waits_for_a_command_that_reads(cli: Cli) 
 def test_a_person_is_told_of_the_look_up_and_may_interrupt_it(cli: Cli) -> None:
     """S50: Ctrl-C leaves nothing."""
     with temporal_untouched(cli):
+        stopping = FileLock(cli.home / "stack.lock")
+        stopping.exclusive()
         told = f"No service runs: looking it up in {cli.home}"
         shown = Terminal([*PROGRAM, "show", "done"], cwd=cli.cwd, env=cli.env, columns=200)
+        shown.wait_for(f"Waiting for the stack on {cli.home} to stop")
+        stopping.close()
         shown.wait_for("No service runs")
         assert shown.end() == 0
         assert told in shown.text

@@ -38,7 +38,7 @@ def test_the_commands_show_a_task_in_text_and_json(cli: Cli) -> None:
         assert listed[0].split()[:3] == ["ID", "STATUS", "STEP"]
         assert listed[1].split()[:4] == ["shown", "failed", "-", "local"]
         shown = cli.run("show", "shown").out
-        for word in ("task", "shown", "failed", "STEP AT", "session_running", "exit code", "3", "removed"):
+        for word in ("task", "shown", "failed", "STEP AT", "session running", "exit code", "3", "removed"):
             assert word in shown
         events = cli.run("events", "shown").out
         assert "running → failed" in events

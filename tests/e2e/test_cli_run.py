@@ -182,7 +182,7 @@ def test_an_interrupt_of_a_run_on_a_stack_of_others_leaves_the_task_running(cli:
         assert "taskrunner cancel goes-on" in finished.err
         assert cli.json("show", "goes-on")["status"] == "running"
         follower = cli.start("events", "-f", "goes-on")
-        follower.wait_for("session_running", stream="out")
+        follower.wait_for("session running", stream="out")
         assert cli.run("cancel", "goes-on").code == 0
         assert "cancelled" in follower.end().out
         assert cli.json("show", "goes-on")["status"] == "cancelled"

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from cli import render
+from cli.commands.tasks import list_tasks
 from messages.statuses import (
     BackendKind,
     BootStatus,
@@ -63,6 +64,26 @@ RESULT = SavedResult(branch="taskrunner/t-1", base_commit="a", commit="b", files
 )
 def test_spans_are_short_and_never_odd(seconds: float, text: str) -> None:
     assert render.span(timedelta(seconds=seconds)) == text
+
+
+def test_steps_are_called_the_same_wherever_people_read_them() -> None:
+    running = task(
+        status=TaskStatus.RUNNING,
+        step=TaskStep.SESSION_RUNNING,
+        steps=[StepView(step=TaskStep.CREATING_SESSION, at=BEGUN), StepView(step=TaskStep.SESSION_RUNNING, at=BEGUN)],
+    )
+    moved = EventView(id=1, kind=EventKind.TASK_STEP, previous="creating_session", current="session_running", at=BEGUN)
+    texts = (render.task_table([running]), render.task_page(running), render.no_output(running))
+    for text in (*texts, render.event_line(moved)):
+        assert "session running" in text
+        assert "session_running" not in text
+        assert "creating_session" not in text
+
+
+@pytest.mark.parametrize("written", ["session running", "session_running"])
+def test_a_list_can_be_asked_for_a_step_as_it_is_shown(written: str) -> None:
+    asked = list_tasks.make_context("list", ["--step", written])
+    assert asked.params["step"] == TaskStep.SESSION_RUNNING
 
 
 @pytest.mark.parametrize(
