@@ -13,9 +13,8 @@ from tests.support.cli import Cli, private_cli
 from tests.support.docker import Daemon
 from tests.support.git_repositories import make_repository
 from tests.support.stack import API_TOKEN, CLI, Door, Gate, Process, Stack, service_environment
+from tests.support.temporal import stack_temporal
 from workers.client import connect
-from workers.temporal_binary import obtain_temporal
-from workers.temporal_server import choose_port, start_temporal
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +27,7 @@ async def services(postgres: str, tmp_path_factory: pytest.TempPathFactory) -> A
         connection.execute("CREATE DATABASE services TEMPLATE migrated")
     url = postgres.replace("/postgres?", "/services?", 1)
     async with AsyncExitStack() as parts:
-        temporal = await start_temporal(
-            await obtain_temporal(None, print),
-            home,
-            port=choose_port(0, preferred=0, purpose="", option=""),
-            ui_port=choose_port(0, preferred=0, purpose="", option=""),
-        )
-        parts.push_async_callback(temporal.child.stop)
+        temporal = await parts.enter_async_context(stack_temporal(home))
         keys = create_keys(home / "keys.json")
         env = service_environment(
             TEMPORAL_ADDRESS=temporal.address,

@@ -12,9 +12,8 @@ import pytest
 
 from tests.support.cli import Cli
 from tests.support.stack import Gate
+from tests.support.temporal import stack_temporal
 from workers.postgres import start_postgres
-from workers.temporal_binary import obtain_temporal
-from workers.temporal_server import choose_port, start_temporal
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -167,13 +166,7 @@ async def servers(cli: Cli) -> AsyncIterator[dict[str, str]]:
     async with AsyncExitStack() as stack:
         postgres = await start_postgres(home)
         stack.push_async_callback(postgres.child.stop)
-        temporal = await start_temporal(
-            await obtain_temporal(None, print),
-            home,
-            port=choose_port(0, preferred=0, purpose="", option=""),
-            ui_port=choose_port(0, preferred=0, purpose="", option=""),
-        )
-        stack.push_async_callback(temporal.child.stop)
+        temporal = await stack.enter_async_context(stack_temporal(home))
         yield {"TEMPORAL_ADDRESS": temporal.address, "TASKRUNNER_DATABASE_URL": postgres.url}
 
 

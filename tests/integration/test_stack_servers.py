@@ -25,6 +25,7 @@ from temporalio.worker import Worker
 from activities.proc import start_time
 from activities.processes import identify
 from messages.search_attributes import SEARCH_ATTRIBUTES
+from tests.support.temporal import free_port, stack_temporal
 from workers import postgres_programs, temporal_server
 from workers.children import STACK_MARKER, Child, end_leftover
 from workers.client import connect
@@ -53,10 +54,6 @@ def make_home(path: Path) -> Path:
 def home() -> Iterator[Path]:
     with TemporaryDirectory(prefix="tr-home-") as folder:
         yield make_home(Path(folder) / "home")
-
-
-def free_port() -> int:
-    return choose_port(0, preferred=0, purpose="a test", option="--port")
 
 
 async def child(home: Path, script: str, *, timeout: float = 20) -> Child:
@@ -184,9 +181,7 @@ async def test_a_postgres_that_was_left_behind_is_ended_first(home: Path) -> Non
 
 
 async def test_temporal_serves_with_our_search_attributes_on_a_fast_database(home: Path) -> None:
-    program = await obtain_temporal(None, print)
-    server = await start_temporal(program, home, port=free_port(), ui_port=free_port())
-    try:
+    async with stack_temporal(home) as server:
         client = await connect(server.address)
         answer = await client.operator_service.list_search_attributes(
             ListSearchAttributesRequest(namespace=client.namespace)
@@ -198,11 +193,9 @@ async def test_temporal_serves_with_our_search_attributes_on_a_fast_database(hom
             assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         database.close()
         assert (home / "temporal.db").stat().st_mode & 0o077 == 0
-    finally:
-        await server.child.stop()
     # Its state is kept, and attributes that are there already are no error.
-    again = await start_temporal(program, home, port=free_port(), ui_port=free_port())
-    await again.child.stop()
+    async with stack_temporal(home):
+        pass
 
 
 @workflow.defn(sandboxed=False)
@@ -214,9 +207,7 @@ class Nothing:
 
 async def test_none_of_many_workflows_that_start_at_once_waits_for_its_turn(home: Path) -> None:
     """The server keeps what no poller is free for in one place, and hands it out as fast as workers take it."""
-    program = await obtain_temporal(None, print)
-    server = await start_temporal(program, home, port=free_port(), ui_port=free_port())
-    try:
+    async with stack_temporal(home) as server:
         client = await connect(server.address)
         async with Worker(client, task_queue="many", workflows=[Nothing]):
             for burst in range(3):
@@ -227,8 +218,6 @@ async def test_none_of_many_workflows_that_start_at_once_waits_for_its_turn(home
                 await asyncio.gather(*(handle.result() for handle in handles))
                 waits = sorted([await wait_for_a_worker(handle) for handle in handles])
                 assert waits[-1] < 1.5, waits
-    finally:
-        await server.child.stop()
 
 
 async def wait_for_a_worker(handle: WorkflowHandle[Nothing, None]) -> float:

@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.testing import WorkflowEnvironment
 
 from messages.search_attributes import SEARCH_ATTRIBUTES
+from workers.temporal_binary import obtain_temporal
+from workers.temporal_server import TemporalServer, choose_port, start_temporal
 
 
 def dev_server_path() -> str:
@@ -68,6 +71,22 @@ class DevServer:
     async def client(self) -> Client:
         """Return a client that connects when it is first used."""
         return await Client.connect(self.address, lazy=True, data_converter=pydantic_data_converter)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    return choose_port(0, preferred=0, purpose="a test", option="--port")
+
+
+@asynccontextmanager
+async def stack_temporal(home: Path) -> AsyncIterator[TemporalServer]:
+    """The Temporal that an embedded stack starts, on free ports; ``home`` has a folder for logs."""
+    program = await obtain_temporal(None, print)
+    server = await start_temporal(program, home, port=free_port(), ui_port=free_port())
+    try:
+        yield server
+    finally:
+        await server.child.stop()
 
 
 @pytest.fixture(scope="session")
