@@ -23,12 +23,12 @@ from cli.discovery import (
     service_of_others,
 )
 from cli.errors import Unreachable
-from cli.home import StackRecord
 from cli.main import main
 from cli.running import placed
 from messages.settings import Settings
 from messages.tasks import Repository, TaskRequest
 from tests.support.api import API_TOKEN, RunningApi
+from tests.support.cli import dead_stack
 
 pytest_plugins = ["tests.support.temporal", "tests.support.api"]
 
@@ -39,20 +39,6 @@ REQUEST = TaskRequest(id="t-mine", prompt="true", repository=Repository(path="/s
 def settings(tmp_path: Path) -> Settings:
     """A home without a stack, and no service named."""
     return Settings(home=tmp_path, api_url=None, api_token=None, host_id="here")
-
-
-def a_stack(host_id: str) -> StackRecord:
-    """What a home says of its stack, at an address where nothing answers."""
-    return StackRecord(
-        pid=1,
-        started=1,
-        while_used=False,
-        api_url="http://127.0.0.1:1",
-        ui_url="",
-        temporal_address="",
-        database_url="",
-        host_id=host_id,
-    )
 
 
 @asynccontextmanager
@@ -78,7 +64,7 @@ async def test_a_stack_that_went_away_is_not_replaced_by_a_stranger_at_the_usual
     """Our token is not for it, and it does not know our tasks."""
     monkeypatch.setattr(discovery, "DEFAULT_API_URL", api.url)
     with_token = settings.model_copy(update={"api_token": SecretStr("mine")})
-    own = a_stack("here")
+    own = dead_stack("here")
     lost = Service(own.api_url, "mine", own)
     with pytest.raises(Unreachable, match=str(settings.home)):
         await asyncio.to_thread(find_again, with_token, lost)
@@ -158,7 +144,7 @@ async def test_a_program_that_is_not_ours_is_shown_no_token(
 
 def test_only_a_stack_of_the_own_home_is_not_told_the_host(settings: Settings) -> None:
     """A path is of use only on its host; the own stack's may have another name than the one set here."""
-    stack = a_stack("another-name")
+    stack = dead_stack("another-name")
     elsewhere = placed(REQUEST, settings, Service("http://127.0.0.1:1", None))
     assert elsewhere.repository == Repository(path="/srv/repo", host="here")
     assert placed(REQUEST, settings, Service("http://127.0.0.1:1", None, stack)) == REQUEST
@@ -217,7 +203,7 @@ async def test_a_token_that_is_refused_is_named_and_where_a_right_one_is(
     file = settings.home / "api-token"
     file.write_text("tr_hunter2\n")
     assert await refusal(named_service(named)) == f"{api.url} does not accept the token in {file}; {set_it} ({there})"
-    own = a_stack("here").model_copy(
+    own = dead_stack("here").model_copy(
         update={"api_url": api.url, "pid": os.getpid(), "started": start_time(os.getpid())}
     )
     (settings.home / "stack.json").write_text(own.model_dump_json())

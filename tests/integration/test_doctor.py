@@ -29,11 +29,12 @@ from cli.doctor.examination import Role, find_setup, plan, read_what_can_be, run
 from cli.doctor.ports import check_ports
 from cli.doctor.programs import Programs
 from cli.doctor.service import check_service
-from cli.home import FileLock, StackRecord
+from cli.home import FileLock
 from messages.keys import create_keys
 from messages.settings import Settings
 from store.schema import MIGRATIONS
 from tests.support.api import API_TOKEN, RunningApi
+from tests.support.cli import dead_stack
 from tests.support.doctor import is_told, program
 from tests.support.temporal import dev_server_path
 from workers.children import STACK_MARKER
@@ -293,16 +294,7 @@ def test_homes_that_cannot_be_used_are_told(tmp_path: Path) -> None:
 
 
 def test_servers_of_a_dead_stack_are_told(tmp_path: Path) -> None:
-    record = StackRecord(
-        pid=2**22 + 1,
-        started=1,
-        while_used=False,
-        api_url="http://127.0.0.1:1",
-        ui_url="http://127.0.0.1:2",
-        temporal_address="127.0.0.1:3",
-        database_url="postgresql://",
-        host_id="h",
-    )
+    record = dead_stack()
     is_told(homes.check_stack(tmp_path, record), Status.OK, "none runs")
     (tmp_path / "temporal.db").write_text("this is no database")
     is_told(homes.check_stack(tmp_path, record), Status.BROKEN, "temporal.db", "move it away")

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cli.home import StackRecord
+
 PROGRAM = [sys.executable, "-m", "cli.main"]
 ROOT = Path(__file__).parents[2]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of who was started in the background; children inherit it
@@ -188,4 +190,18 @@ def is_one_line(finished: Finished) -> bool:
         and lines[0].startswith("error: ")
         and "Traceback" not in finished.err
         and not finished.out.strip()
+    )
+
+
+def dead_stack(host_id: str = "here") -> StackRecord:
+    """Return what a home says of a stack that is no more: its process is gone, and nothing answers at its address."""
+    return StackRecord(
+        pid=2**22 + 1,  # more than Linux gives
+        started=1,
+        while_used=False,
+        api_url="http://127.0.0.1:1",
+        ui_url="http://127.0.0.1:2",
+        temporal_address="127.0.0.1:3",
+        database_url="postgresql://",
+        host_id=host_id,
     )
