@@ -53,9 +53,9 @@ class Display:
         self._line_is_open = not piece.endswith(b"\n")
 
     def step(self, name: str, at: datetime) -> None:
-        """Show that the task has reached a step."""
-        passed = render.span(at - self._created_at) if self._created_at else ""
-        self.say(f"  {at.astimezone():%H:%M:%S} {passed:>8}  {name}")
+        """Show that the task has reached a step, at what time, and how long after its submission."""
+        passed = f"after {render.span(at - self._created_at):>6}" if self._created_at else ""
+        self.say(f"  {at.astimezone():%H:%M:%S}  {passed}  {name}")
 
     def waiting(self, progress: TaskProgress) -> None:
         """Show what the current step waits for."""
@@ -102,7 +102,8 @@ def step_lines(steps: Sequence[Step], now: datetime, width: int, *, has_ended: b
         is_current = i == len(steps) - 1 and not has_ended
         end = steps[i + 1].at if i + 1 < len(steps) else now
         took = render.span(end - step.at)
-        line = render.shorten_to(f"  {step.name:<{longest}}  {took:>7}", width)
+        took = f"{'for' if is_current else 'took':>4} {took:>6}"
+        line = render.shorten_to(f"  {step.name:<{longest}}  {took}", width)
         lines.append(click.style(line, bold=True) if is_current else line)
         if is_current:
             again = f"trying again: {step.error}" if step.error else ""

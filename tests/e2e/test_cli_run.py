@@ -22,7 +22,7 @@ def test_a_run_starts_a_stack_shows_steps_and_output_and_leaves_no_process(cli: 
     assert finished.code == 0, finished
     assert finished.out == "out\nerr\nend"
     steps = [
-        line.split(maxsplit=2)[2] for line in finished.err.splitlines() if line.startswith("  ") and ":" in line[:6]
+        line.split(maxsplit=3)[3] for line in finished.err.splitlines() if line.startswith("  ") and ":" in line[:6]
     ]
     assert [step for step in steps if step != "waiting for ready"] == [
         "preflight",

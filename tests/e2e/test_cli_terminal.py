@@ -51,7 +51,7 @@ def assert_as_found(terminal: Terminal) -> None:
 
 def listed(terminal: Terminal) -> list[str]:
     """The names of the steps in the list, in their order."""
-    found = re.findall(r"(?m)^  ([a-z ]+?) +(?:[\d.]+s|\d+m\d\ds)$", terminal.text)
+    found = re.findall(r"(?m)^  ([a-z ]+?) +(?:for|took) +(?:[\d.]+s|\d+m\d\ds)$", terminal.text)
     return [step for step in found if step != "waiting for ready"]
 
 
@@ -62,11 +62,12 @@ def test_steps_are_a_live_list_below_the_output(served: Cli, gate: Gate) -> None
     )
     with at_terminal(served, "run", "--backend", "local", prompt) as terminal:
         terminal.wait_for(
-            r"ha\n  preflight +[\d.]+s\n(?s:.*)\n  session running +[1-9][\d.]*s\n    waits until .* for the end"
+            r"ha\n  preflight +took +[\d.]+s\n(?s:.*)\n"
+            r"  session running +for +[1-9][\d.]*s\n    waits until .* for the end"
         )
         assert "http://" in terminal.text
-        before = terminal.wait_for(r"session running +(\S+)s")[1]
-        terminal.wait_for(rf"session running +(?!{re.escape(before)})[\d.]+s")
+        before = terminal.wait_for(r"session running +for +(\S+)s")[1]
+        terminal.wait_for(rf"session running +for +(?!{re.escape(before)})[\d.]+s")
         terminal.resize(40, 40)
         terminal.wait_for(r"    waits until .{0,27}…\n?$")
         terminal.resize(100, 40)

@@ -163,6 +163,16 @@ def test_without_a_list_a_reason_to_try_again_is_one_line_however_often_it_comes
     assert capsys.readouterr().err == "  trying again: no\\x1b[2Janswer\n  trying again: broken off\n"
 
 
+def test_without_a_list_a_step_says_when_it_began_and_how_long_after_the_submission(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    display = Display(as_json=True)
+    display.start(BEGUN, lambda _: None)
+    display.step("preflight", BEGUN + timedelta(seconds=61))
+    at = (BEGUN + timedelta(seconds=61)).astimezone().strftime("%H:%M:%S")
+    assert capsys.readouterr().err == f"  {at}  after  1m01s  preflight\n"
+
+
 def test_steps_show_their_times_and_the_last_one_what_it_waits_for() -> None:
     waiting = TaskProgress(
         status=TaskStatus.RUNNING,
@@ -181,11 +191,11 @@ def test_steps_show_their_times_and_the_last_one_what_it_waits_for() -> None:
     now = BEGUN + timedelta(seconds=61)
     plain = [re.sub(r"\x1b\[\d+m", "", line) for line in step_lines(steps, now, 80)]
     until = (BEGUN + timedelta(minutes=10)).astimezone().strftime("%H:%M:%S")
-    assert plain[:2] == ["  preflight            1.00s", "  waiting for ready    1m00s"]
+    assert plain[:2] == ["  preflight          took  1.00s", "  waiting for ready   for  1m00s"]
     assert re.fullmatch(rf"    waits until .*{until} \(8m59s left\) for the callback of tr-w-1-1", plain[2])
     assert plain[3:] == ["    last error: no\\x1b[2Janswer", "    Pulling 3 of 7 layers", "    trying again: no host"]
     ended = step_lines(steps, now, 80, has_ended=True)
-    assert ended == plain[:2]
+    assert ended == [plain[0], "  waiting for ready  took  1m00s"]
     for width in (1, 5, 20):
         assert all(len(re.sub(r"\x1b\[\d+m", "", line)) <= width for line in step_lines(steps, now, width))
     assert step_lines([], now, 80) == []
