@@ -34,6 +34,19 @@ def _failure(workspace: Workspace) -> ProvisionFailure:
     )
 
 
+def _bodies(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    """Return something that every callback route takes, by what its path ends in."""
+    timestamp = datetime.now(UTC).isoformat()
+    return {
+        "ready": {},
+        "provisioning-failed": {},
+        "heartbeat": {"state": "ready"},
+        "boot-log": {"step": "a", "status": "started", "message": "b", "timestamp": timestamp},
+        f"sessions/{workspace.session}/output": {"offset": 0, "chunks": ["x"]},
+        f"sessions/{workspace.session}/finished": {"status": "completed"},
+    }
+
+
 async def _post(api: RunningApi, workspace: Workspace, what: str, body: Any = None) -> httpx.Response:
     return await api.anyone.post(f"{workspace.path}/{what}", json=body or {}, headers=workspace.headers)
 
@@ -149,16 +162,7 @@ async def test_an_unknown_workspace_is_404(api: RunningApi) -> None:
         stranger.workflow,
         api.url,
     )
-    timestamp = datetime.now(UTC).isoformat()
-    bodies: dict[str, dict[str, Any]] = {
-        "ready": {},
-        "provisioning-failed": {},
-        "heartbeat": {"state": "ready"},
-        "boot-log": {"step": "a", "status": "started", "message": "b", "timestamp": timestamp},
-        f"sessions/{unknown.session}/output": {"offset": 0, "chunks": ["x"]},
-        f"sessions/{unknown.session}/finished": {"status": "completed"},
-    }
-    for what, body in bodies.items():
+    for what, body in _bodies(unknown).items():
         answer = await _post(api, unknown, what, body)
         assert (what, answer.status_code) == (what, 404)
         assert answer.headers["content-type"] == "application/problem+json"
@@ -171,16 +175,7 @@ async def test_an_older_attempt_is_refused_by_every_route(api: RunningApi, datab
     workspace = await api.with_session(await api.workspace())
     async with await psycopg.AsyncConnection.connect(database_url) as connection:
         await connection.execute("UPDATE workspaces SET attempt = 2 WHERE id = %s", (workspace.id,))
-    timestamp = datetime.now(UTC).isoformat()
-    bodies: dict[str, dict[str, Any]] = {
-        "ready": {},
-        "provisioning-failed": {},
-        "heartbeat": {"state": "ready"},
-        "boot-log": {"step": "a", "status": "started", "message": "b", "timestamp": timestamp},
-        f"sessions/{workspace.session}/output": {"offset": 0, "chunks": ["x"]},
-        f"sessions/{workspace.session}/finished": {"status": "completed"},
-    }
-    for what, body in bodies.items():
+    for what, body in _bodies(workspace).items():
         answer = await _post(api, workspace, what, body)
         assert (what, answer.status_code) == (what, 403)
         assert "attempt 1" in answer.json()["detail"]

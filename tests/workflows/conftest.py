@@ -1,9 +1,11 @@
 """A time-skipping server, and workers for the real workflow with scripted activities."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
+from activities.heartbeat import HeartbeatInterceptor
 from messages import names
 from messages.activities import (
     AttemptRequest,
@@ -201,6 +204,33 @@ def refused(kind: ErrorType, text: str = "no") -> Callable[[Any], Awaitable[Any]
         raise ApplicationError(text, type=kind, non_retryable=True)
 
     return hook
+
+
+class Hanging:
+    """A hook that never answers; it notes what was asked, when it began, and when it was cancelled."""
+
+    def __init__(self) -> None:
+        self.request: Any = None
+        self.began = asyncio.Event()
+        self.cancelled = asyncio.Event()
+
+    async def __call__(self, request: Any) -> Any:
+        self.request = request
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+def beating() -> dict[str, Any]:
+    """Return what a worker needs for its activities to hear of a cancellation, and soon."""
+    return {
+        "interceptors": [HeartbeatInterceptor()],
+        "max_heartbeat_throttle_interval": timedelta(milliseconds=100),
+        "default_heartbeat_throttle_interval": timedelta(milliseconds=100),
+    }
 
 
 def _maker(environment: WorkflowEnvironment) -> Callable[..., Scene]:

@@ -2,43 +2,22 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any
 
 import pytest
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
-from activities.heartbeat import HeartbeatInterceptor
 from messages import names
 from messages.activities import SessionCreated, SessionRequest
 from messages.errors import ErrorType
 from messages.signals import SessionFinished
 from messages.statuses import SessionStatus, TaskStatus
-from tests.workflows.conftest import Scene, finished, lost, ready, refused
+from tests.workflows.conftest import Hanging, Scene, beating, finished, lost, ready, refused
 
 MakeScene = Callable[..., Scene]
 
 HARNESS = {"kind": "harnessd", "command": ["harnessd"]}
-
-
-class Following:
-    """A run that does not end; it notes what was asked, and when its follower was cancelled."""
-
-    def __init__(self) -> None:
-        self.request: SessionRequest | None = None
-        self.began = asyncio.Event()
-        self.cancelled = asyncio.Event()
-
-    async def __call__(self, request: SessionRequest) -> SessionFinished:
-        self.request = request
-        self.began.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        raise AssertionError
 
 
 def harness_scene(make: MakeScene, **template: Any) -> Scene:
@@ -49,14 +28,6 @@ def harness_scene(make: MakeScene, **template: Any) -> Scene:
 
     s.world.hooks["create_session"] = created
     return s
-
-
-def beating() -> dict[str, Any]:
-    return {
-        "interceptors": [HeartbeatInterceptor()],
-        "max_heartbeat_throttle_interval": timedelta(milliseconds=100),
-        "default_heartbeat_throttle_interval": timedelta(milliseconds=100),
-    }
 
 
 async def test_the_runs_end_is_the_sessions(scene: MakeScene) -> None:
@@ -102,7 +73,7 @@ async def test_a_run_that_cannot_be_followed_is_interrupted(scene: MakeScene) ->
 
 async def test_a_workspace_that_is_lost_ends_session_and_follower(real_scene: MakeScene) -> None:
     """S28"""
-    s, following = harness_scene(real_scene), Following()
+    s, following = harness_scene(real_scene), Hanging()
     s.world.hooks["follow_session"] = following
     async with s.worker(**beating()), asyncio.timeout(30):
         handle = await s.start()
@@ -120,7 +91,7 @@ async def test_a_workspace_that_is_lost_ends_session_and_follower(real_scene: Ma
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
 async def test_a_run_that_is_to_end_is_told_so_and_no_longer_followed(real_scene: MakeScene, how: str) -> None:
     """S26"""
-    s, following = harness_scene(real_scene, session_timeout="1s" if how == "deadline" else "1h"), Following()
+    s, following = harness_scene(real_scene, session_timeout="1s" if how == "deadline" else "1h"), Hanging()
     told: list[SessionRequest] = []
 
     async def stop(request: SessionRequest) -> SessionFinished:

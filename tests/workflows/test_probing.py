@@ -9,41 +9,14 @@ import pytest
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
-from activities.heartbeat import HeartbeatInterceptor
 from messages import names
 from messages.activities import LastLook
 from messages.errors import ErrorType
 from messages.signals import ProvisioningFailed
 from messages.statuses import FailureSource, TaskStatus, Verdict
-from tests.workflows.conftest import Scene, finished, lost, provisioning_failed, ready, refused
+from tests.workflows.conftest import Hanging, Scene, beating, finished, lost, provisioning_failed, ready, refused
 
 MakeScene = Callable[..., Scene]
-
-
-class Hanging:
-    """A probe whose workspace never answers; it notes when it began and when it was cancelled."""
-
-    def __init__(self) -> None:
-        self.began = asyncio.Event()
-        self.cancelled = asyncio.Event()
-
-    async def __call__(self, _: Any) -> LastLook:
-        self.began.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
-        raise AssertionError
-
-
-def beating() -> dict[str, Any]:
-    """What a worker needs for its activities to hear of a cancellation, and soon."""
-    return {
-        "interceptors": [HeartbeatInterceptor()],
-        "max_heartbeat_throttle_interval": timedelta(milliseconds=100),
-        "default_heartbeat_throttle_interval": timedelta(milliseconds=100),
-    }
 
 
 async def test_a_workspace_that_answers_the_probe_is_ready(scene: MakeScene) -> None:
