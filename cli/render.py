@@ -19,6 +19,8 @@ _COLOURS = {
     TaskStatus.RUNNING: "cyan",
 }
 _SHOWN_IDS = 3
+_NARROWEST = 20
+"""Characters of a prompt or an error that are worth a column."""
 
 
 def say(text: str) -> None:
@@ -115,9 +117,8 @@ def fields(pairs: Iterable[tuple[str, str | None]], indent: str = "") -> str:
 
 
 def task_table(tasks: Sequence[TaskSummary]) -> str:
-    """Return a list of tasks."""
-    width = max(terminal_width() - 78, 20)
-    rows = [
+    """Return a list of tasks; where lines are too short for errors beside the prompts, these give way to them."""
+    known = [("ID", "STATUS", "STEP", "BACKEND", "CREATED", "TOOK")] + [
         (
             task.id,
             status_text(task.status),
@@ -125,11 +126,27 @@ def task_table(tasks: Sequence[TaskSummary]) -> str:
             task.backend.value,
             clock(task.created_at),
             lasted(task) if task.status is not TaskStatus.QUEUED else "-",
-            shorten(task.error or task.prompt, width),
         )
         for task in tasks
     ]
-    return table(("ID", "STATUS", "STEP", "BACKEND", "CREATED", "TOOK", "PROMPT OR ERROR"), rows)
+    taken = sum(max(len(click.unstyle(line[i])) for line in known) + 2 for i in range(len(known[0])))
+    texts = _prompts_and_errors(tasks, max(terminal_width() - taken, _NARROWEST))
+    head, *rows = [(*line, *text) for line, text in zip(known, texts, strict=True)]
+    return table(head, rows)
+
+
+def _prompts_and_errors(tasks: Sequence[TaskSummary], width: int) -> list[Sequence[str]]:
+    """Return the last columns of a list, ``width`` characters in all: their head, and what each task has in them."""
+    longest = max((len(task.error or "") for task in tasks), default=0)
+    if not longest:
+        return [("PROMPT",), *((shorten(task.prompt, width),) for task in tasks)]
+    if width < 2 * _NARROWEST + 2:
+        return [("PROMPT OR ERROR",), *((shorten(task.error or task.prompt, width),) for task in tasks)]
+    # Half of the width for each, and what the other one does not need.
+    prompts = [shorten(task.prompt, max((width - 2) // 2, width - 2 - max(longest, len("ERROR")))) for task in tasks]
+    left = width - 2 - max(len("PROMPT"), *map(len, prompts))
+    errors = [shorten(task.error, left) if task.error else "-" for task in tasks]
+    return [("PROMPT", "ERROR"), *zip(prompts, errors, strict=True)]
 
 
 def terminal_width() -> int:

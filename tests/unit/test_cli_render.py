@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
+import click
 import pytest
 
 from cli import render
@@ -78,6 +79,30 @@ def test_steps_are_called_the_same_wherever_people_read_them() -> None:
         assert "session running" in text
         assert "session_running" not in text
         assert "creating_session" not in text
+
+
+LONG = "make the tests pass again"
+
+
+@pytest.mark.parametrize(
+    ("room", "error", "shown"),
+    [
+        (42, "no answer", [f"{LONG}  no answer", "true                       -"]),
+        (42, "no answer from the host", ["make the tests pass…  no answer from the …", "true                  -"]),
+        (41, "no answer", ["no answer", "true"]),
+        (0, "no answer from the host", ["no answer from the …", "true"]),
+    ],
+)
+def test_a_list_shows_prompts_beside_errors_where_there_is_room_for_both(
+    monkeypatch: pytest.MonkeyPatch, room: int, error: str, shown: list[str]
+) -> None:
+    tasks = [task(id="t" * 40, status=TaskStatus.FAILED, prompt=LONG, error=error), task(prompt="true")]
+    before = render.task_table(tasks).splitlines()[0].index("PROMPT")
+    monkeypatch.setattr(render, "terminal_width", lambda: before + room)
+    head, *lines = (line[before:] for line in click.unstyle(render.task_table(tasks)).splitlines())
+    assert lines == shown
+    assert head.split() == (["PROMPT", "ERROR"] if room == 42 else ["PROMPT", "OR", "ERROR"])
+    assert render.task_table(tasks[1:]).splitlines()[0].endswith("TOOK  PROMPT")
 
 
 @pytest.mark.parametrize("written", ["session running", "session_running"])
