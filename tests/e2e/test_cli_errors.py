@@ -4,10 +4,9 @@ import shlex
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -15,6 +14,7 @@ from time import perf_counter
 import pytest
 
 from tests.support.cli import PROGRAM, Cli, Finished, is_one_line
+from tests.support.port import http_server
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -124,16 +124,8 @@ def answering(content: str, status: int = 200, body: bytes = b"{}") -> Iterator[
 
         do_POST = do_GET  # noqa: N815
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with http_server(Handler) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from time import perf_counter
 
@@ -20,6 +20,7 @@ from cli.completing import AGENTS, BACKENDS
 from cli.main import cli
 from messages.templates import AGENT_PRESETS, SUPPORTED_BACKENDS
 from tests.support.cli import PROGRAM, ROOT
+from tests.support.port import http_server
 from tests.support.terminal import Terminal
 
 TOKEN = "tr-some-token"
@@ -49,17 +50,11 @@ def service(*, answers: bool = True) -> Iterator[str]:
                 self.end_headers()
                 self.wfile.write(json.dumps(found[path]).encode())
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        asked.set()
-        server.shutdown()
-        server.server_close()
+    with http_server(Handler) as port:
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            asked.set()
 
 
 @pytest.fixture

@@ -1,10 +1,9 @@
 """To whom the commands show the API token of the home, each by its own way of asking."""
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import click
@@ -17,6 +16,7 @@ from cli.doctor.examination import Role, find_setup
 from cli.doctor.service import check_service
 from cli.errors import CliError
 from messages.settings import read_settings
+from tests.support.port import http_server
 
 OF_THE_HOME = "tr_of_the_home"
 
@@ -45,17 +45,8 @@ def recording() -> Iterator[Recorder]:
             with suppress(BrokenPipeError):  # who completes does not wait for a busy machine
                 self.wfile.write(b"{}")
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("0.0.0.0", 0), Handler)
-    recorder.port = server.server_address[1]
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
+    with http_server(Handler, "0.0.0.0") as recorder.port:
         yield recorder
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.fixture

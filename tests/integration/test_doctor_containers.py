@@ -1,9 +1,8 @@
 """What the doctor says of the daemon, and of containers that have to reach the API, with a real daemon."""
 
-import http.server
-import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from cli.doctor.containers import ContainerLook
 from messages.settings import Settings
 from tests.support.docker import IMAGE, Daemon, refusing, remote_daemon
 from tests.support.doctor import is_told
+from tests.support.port import http_server
 
 pytest_plugins = ["tests.support.doctor"]
 
@@ -91,19 +91,14 @@ def test_containers_that_will_reach_the_embedded_stack(look: ContainerLook, with
 def page(daemon: Daemon, text: bytes) -> Iterator[str]:
     """The URL, where containers reach it, of a server whose every page says the same."""
 
-    class Page(http.server.BaseHTTPRequestHandler):
+    class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
             self.wfile.write(text)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer((daemon.gateway, 0), Page) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://{daemon.gateway}:{server.server_port}"
-        server.shutdown()
+    with http_server(Page, daemon.gateway) as port:
+        yield f"http://{daemon.gateway}:{port}"
 
 
 OURS = b'{"status": "ok", "service": "taskrunner"}'

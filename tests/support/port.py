@@ -2,8 +2,26 @@
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+
+class _Quiet:
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of a request."""
+
+
+@contextmanager
+def http_server(handler: type[BaseHTTPRequestHandler], address: str = "127.0.0.1") -> Iterator[int]:
+    """The port of a real server that answers each request with ``handler``, while the context lasts."""
+    with ThreadingHTTPServer((address, 0), type("Quiet", (_Quiet, handler), {})) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
 
 
 class Port:
@@ -14,7 +32,7 @@ class Port:
         self.requests: list[tuple[str, str, str, Any]] = []
         port = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(_Quiet, BaseHTTPRequestHandler):
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 token = self.headers["Authorization"]
@@ -29,9 +47,6 @@ class Port:
 
             do_GET = answer  # noqa: N815 (the base class wants these names)
             do_POST = answer  # noqa: N815
-
-            def log_message(self, format: str, *args: Any) -> None:
-                pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", number), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
