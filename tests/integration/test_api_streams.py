@@ -158,6 +158,9 @@ async def test_why_a_step_is_tried_again_is_told_while_it_is(api: RunningApi) ->
                 assert (await api.user.get(f"/api/tasks/{task_id}")).json()["last_error"] == "no answer"
                 await eventually(lambda: api.someone_waits(task_id))
                 await tasks.record_retry(task_id, "no answer")
+                await api.registry.workspaces.record_verdict(workspace.id, 1, Verdict.READY)
+            elif event["current"] == "online":
+                await eventually(lambda: api.someone_waits(task_id))
                 await tasks.record_retry(task_id, "broken off")
             elif event["current"] == "broken off":
                 await tasks.advance(task_id, TaskStep.RELEASING)
