@@ -30,7 +30,7 @@ from typing import ClassVar
 from temporalio import activity
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 
-from activities.heartbeat import failures_so_far
+from activities.heartbeat import count_failure
 from messages.callbacks import log_tail
 from messages.errors import ErrorType
 from messages.statuses import FailureSource
@@ -198,8 +198,4 @@ def _text(error: Exception) -> str:
 
 def _count_failure() -> int:
     """Return how many failures there have been with this one; the first try of a step, a local one, does not count."""
-    if activity.info().is_local:
-        return 0
-    failures = failures_so_far() + 1
-    activity.heartbeat(failures)  # the next attempt is handed it, whatever becomes of this worker
-    return failures
+    return 0 if activity.info().is_local else count_failure()

@@ -24,9 +24,19 @@ def failures_so_far() -> int:
     return details[0] if details and isinstance(details[0], int) else 0
 
 
+def count_failure() -> int:
+    """Return how many failures there have been with this one; the next attempt is handed that, whatever is between."""
+    failures = failures_so_far() + 1
+    _beat_from_now_on(failures)
+    return failures
+
+
 def note(text: str) -> None:
     """Beat with ``text`` now, and with every beat from now on: the Temporal UI shows it."""
-    details = (failures_so_far(), text)
+    _beat_from_now_on(failures_so_far(), text)
+
+
+def _beat_from_now_on(*details: Any) -> None:
     if (kept := _details.get(None)) is not None:
         kept[:] = details
     activity.heartbeat(*details)
