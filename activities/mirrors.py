@@ -161,7 +161,7 @@ class Mirror:
                 return
             # Git itself waits for a lock that is in use; this one was left by a git that was killed.
             if not tries_left or not _remove_stale_lock(self.path, said):
-                raise self._remote.failure(said)
+                raise await self._remote.failure(said)
 
     async def _note_default_branch(self) -> None:
         """Let ``origin/HEAD`` name the remote's default branch, as in a clone."""

@@ -64,7 +64,7 @@ async def _push(git: Git, remote: Remote, commit: str, branch: str) -> str:
     said = finished.stderr.decode("utf-8", "replace")
     refused = _REFUSED.search(finished.stdout.decode("utf-8", "replace"))
     if refused is None:
-        raise remote.failure(said)
+        raise await remote.failure(said)
     if _RACED.search(refused[1]):
         raise RepositoryUnreachable(f"{remote.shown} did not take branch {name}: {refused[1]}")
     hints = "; ".join(_REMOTE_SAID.findall(said))

@@ -140,15 +140,17 @@ class Remote:
         if finished.cut:
             raise InvalidTask(f"{self.shown} has too many refs to look through; name a full commit")
         if finished.returncode != 0:
-            said = finished.stderr.decode("utf-8", "replace")
-            failure = self.failure(said)
-            if isinstance(failure, RepositoryUnreachable) and await _names_no_host(said):
-                raise UnknownHost(str(failure))
-            raise failure
+            raise await self.failure(finished.stderr.decode("utf-8", "replace"))
         return finished.stdout.decode("utf-8", "replace")
 
-    def failure(self, said: str) -> ActivityFailure:
-        """Return what git's error output means."""
+    async def failure(self, said: str) -> ActivityFailure:
+        """Return what git's error output means; the resolver is asked about a host that git cannot resolve."""
+        failure = self._meaning(said)
+        if isinstance(failure, RepositoryUnreachable) and await _names_no_host(said):
+            return UnknownHost(str(failure))
+        return failure
+
+    def _meaning(self, said: str) -> ActivityFailure:
         line = _telling_line(said)
         if "Host key verification failed" in said:
             return InvalidTask(
@@ -220,4 +222,5 @@ def _telling_line(said: str) -> str:
     telling = [line for line in lines if re.match(r"(fatal|error|ssh|ERROR|remote: (fatal|error|ERROR))\b", line)]
     line = (telling or lines or ["git said nothing"])[0]
     line = re.sub(r"^(fatal|error|remote): ", "", without_credentials(line))
+    line = re.sub(r" after \d+ ms\b", "", line)  # of a connection that was refused: every try would read otherwise
     return "".join(c if c.isprintable() else " " for c in line)[:_SAID_CHARS]

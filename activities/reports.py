@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from activities.errors import ActivityFailure, NotThisHost, as_application_errors
+from activities.errors import as_application_errors
 from messages.callbacks import BootLogBody
 from messages.statuses import BootStatus
 from store.errors import RegistryError
@@ -30,7 +30,7 @@ async def retries_told(tasks: TaskStore, task_id: str) -> AsyncGenerator[None]:
             yield
     except ApplicationError as e:
         why = e.__cause__
-        told = isinstance(why, ActivityFailure) and not isinstance(why, NotThisHost)  # that one is the usual thing
+        told = why is not None and not isinstance(why, RegistryError)  # where that one is away, nothing can be recorded
         # What the first try of a short step could not do at once is not tried again yet: it begins.
         if told and not e.non_retryable and not activity.info().is_local:
             try:

@@ -67,15 +67,17 @@ async def _watching(api: Services, task_id: str) -> AsyncGenerator[_Changes]:
         yield _Changes(watch, api.closing)
 
 
-async def events(api: Services, task_id: str, *, after: int, ended: bool, follow: bool) -> AsyncIterator[bytes]:
-    """Yield server-sent events; ``ended`` tells whether the task had ended when the stream began.
+async def events(
+    api: Services, task_id: str, *, after: int, step: TaskStep | None, ended: bool, follow: bool
+) -> AsyncIterator[bytes]:
+    """Yield server-sent events. ``step`` is where the task was when the stream began, ``ended`` whether it had ended.
 
     While the workspace is provisioned and says how far that is, so do events of type ``progress``; they have no id,
     because they are kept nowhere. Those that say why a step is tried again have ``retry`` set, and no other.
     """
     yield f"retry: {RETRY_MILLISECONDS}\n\n".encode()
     provisioning, shown = after > 0, None  # who resumes may have seen its beginning
-    in_session, told = False, None
+    in_session, told = step is TaskStep.SESSION_RUNNING, None
     async with _watching(api, task_id) as changes:
         while not api.closing.is_set():
             batch = await changes.patiently(partial(api.registry.tasks.events, task_id, after=after, limit=_BATCH))

@@ -118,7 +118,7 @@ async def events(
     if last_event_id and view.status.is_final and not await api.registry.tasks.events(task_id, after=after, limit=1):
         # Tells an EventSource, which reconnects after every end, that there is no more to come.
         return Response(status_code=204)
-    stream = streams.events(api, task_id, after=after, ended=view.status.is_final, follow=follow)
+    stream = streams.events(api, task_id, after=after, step=view.step, ended=view.status.is_final, follow=follow)
     return StreamingResponse(stream, media_type="text/event-stream", headers=streams.HEADERS)
 
 

@@ -115,7 +115,7 @@ def _ask(paths: list[str]) -> list[dict[str, Any]]:
 def _service() -> tuple[str, str | None]:
     """Return address and token of the service that ``cli.discovery`` would find, without asking first if it answers.
 
-    A token of the home is for this machine alone, as there (``token_for``).
+    A token of the home is for this machine alone, as there (``service_at``).
     """
     home = Path(os.environ.get("TASKRUNNER_HOME") or default_home()).expanduser()
     token = os.environ.get("TASKRUNNER_API_TOKEN")

@@ -48,7 +48,7 @@ class Service(NamedTuple):
 def service_at(settings: Settings, url: str, stack: StackRecord | None = None) -> Service:
     """Return the service at ``url`` with the token that it is shown: the environment's, else the home's.
 
-    The home's is shown to services on this machine alone: it opens nothing elsewhere, and is not told to others.
+    The home's is shown to services on this machine alone, and is not told to others.
     """
     if settings.api_token is not None:
         return Service(url, settings.api_token.get_secret_value(), stack)

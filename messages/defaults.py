@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 DEFAULT_API_URL = "http://127.0.0.1:8070"
-WHERE_TOKENS_ARE = "that of taskrunner dev is in the file api-token of its TASKRUNNER_HOME"
+WHERE_TOKENS_ARE = (
+    "that of taskrunner dev, or of an api that was given none, is in the file api-token of its TASKRUNNER_HOME"
+)
 
 
 def default_home() -> Path:

@@ -423,6 +423,8 @@ class TaskRunner:
         self._progress.end(outcome.status, workflow.now())
         workflow.set_current_details(self._progress.describe())
         _upsert(TASK_STATUS, outcome.status.value)
+        if self._task.revision >= 1:
+            self._announce(self._progress.step)  # a short preflight that refused the task was never announced
         await undisturbed(
             workflow.start_local_activity_method(
                 TaskActivities.finish_task,

@@ -193,7 +193,7 @@ async def test_a_token_that_is_refused_is_named_and_where_a_right_one_is(
         return str(told.value)
 
     set_it = "set TASKRUNNER_API_TOKEN to a token of that service"
-    there = "that of taskrunner dev is in the file api-token of its TASKRUNNER_HOME"
+    there = "that of taskrunner dev, or of an api that was given none, is in the file api-token of its TASKRUNNER_HOME"
     named = settings.model_copy(update={"api_url": api.url})
     given = named.model_copy(update={"api_token": SecretStr("tr_hunter2")})
     unset = "TASKRUNNER_API_TOKEN is not set"

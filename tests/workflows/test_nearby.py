@@ -96,6 +96,17 @@ async def test_a_short_preflight_that_takes_long_is_announced(scene: MakeScene) 
     assert await announced(s) == ["provisioning", "preflight", "provisioning", "releasing"]
 
 
+async def test_a_task_that_its_short_preflight_refused_says_so(scene: MakeScene) -> None:
+    """S41"""
+    s = scene(readiness="immediate")
+    s.world.hooks["preflight_task"] = refused(ErrorType.INVALID_TASK, "API_KEY is not set")
+    async with s.worker():
+        handle = await s.start(**as_the_api_starts(s))
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    assert await announced(s) == ["provisioning", "preflight"]
+
+
 async def test_the_preflight_of_a_url_is_announced_from_the_start(scene: MakeScene) -> None:
     """S41"""
     s = scene(readiness="immediate")

@@ -320,6 +320,17 @@ async def test_why_a_step_is_tried_again_is_known_until_the_task_has_passed_it(w
     assert (await view_of(world, task)).last_error is None
 
 
+async def test_a_host_that_cannot_write_says_so_while_it_is_tried_again(world: World) -> None:
+    """S27"""
+    task = await world.submit()
+    request = AttemptRequest(task=task, attempt=1, preflight=await world.preflight(task))
+    workspaces = world.folder(task).parent
+    workspaces.parent.mkdir(exist_ok=True)
+    workspaces.write_text("in the way")
+    error = await world.fails(world.activities.provision_workspace, request, ErrorType.UNAVAILABLE, retryable=True)
+    assert (await view_of(world, task)).last_error == error.message
+
+
 async def view_of(world: World, task: TaskInput) -> TaskView:
     view = await world.registry.tasks.get(task.task_id)
     assert view is not None
