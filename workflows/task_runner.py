@@ -152,11 +152,6 @@ class TaskRunner:
         repository = self._task.repository
         host = repository.host if repository else None
         queue = host_task_queue(host) if host else workflow.info().task_queue
-
-        def announce() -> None:
-            if self._task.revision >= 1:  # before, every task was started with this step
-                self._announce(TaskStep.PREFLIGHT)
-
         try:
             self._preflight = await unless_cancelled(
                 here_first(
@@ -168,7 +163,7 @@ class TaskRunner:
                         options.PREFLIGHT,
                     ),
                     here=self._task.preflight_is_short,
-                    announce=announce,
+                    announce=lambda: self._announce(TaskStep.PREFLIGHT),
                 )
             )
         except ActivityError as e:
@@ -423,8 +418,7 @@ class TaskRunner:
         self._progress.end(outcome.status, workflow.now())
         workflow.set_current_details(self._progress.describe())
         _upsert(TASK_STATUS, outcome.status.value)
-        if self._task.revision >= 1:
-            self._announce(self._progress.step)  # a short preflight that refused the task was never announced
+        self._announce(self._progress.step)  # a short preflight that refused the task was never announced
         await undisturbed(
             workflow.start_local_activity_method(
                 TaskActivities.finish_task,
@@ -454,6 +448,8 @@ class TaskRunner:
 
     def _announce(self, step: TaskStep) -> None:
         """Let the search attribute say it, where it does not: an event of the history and a write each time."""
+        if self._task.revision == 0 and step is TaskStep.PREFLIGHT:
+            return  # every task was started with it
         if workflow.info().typed_search_attributes.get(TASK_STEP) != step.value:
             _upsert(TASK_STEP, step.value)
 
