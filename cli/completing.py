@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from messages.defaults import DEFAULT_API_URL, default_home
+from messages.defaults import DEFAULT_API_URL, default_home, token_path
 from messages.urls import is_loopback
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _service() -> tuple[str, str | None]:
     if not url:  # a token of the home opens the home's own stack only
         return DEFAULT_API_URL, token
     if not token and is_loopback(url):
-        token = (home / "api-token").read_text().strip()
+        token = token_path(home).read_text().strip()
     return url.rstrip("/"), token
 
 

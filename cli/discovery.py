@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from cli import early
 from cli.errors import Refused, Unreachable
-from cli.home import StackRecord, has_records, read_record, read_token, token_path
-from messages.defaults import DEFAULT_API_URL, WHERE_TOKENS_ARE
+from cli.home import StackRecord, has_records, read_record, read_token
+from messages.defaults import DEFAULT_API_URL, WHERE_TOKENS_ARE, token_path
 from messages.names import SERVICE
 from messages.settings import Settings
 from messages.urls import is_loopback, without_user_info

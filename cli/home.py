@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from activities.proc import start_time
 from cli.errors import CliError, UsageError
+from messages.defaults import token_path
 from workers.errors import ASK_THE_DOCTOR
 
 _TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -133,11 +134,6 @@ def read_record(home: Path) -> StackRecord | None:
 def has_records(home: Path) -> bool:
     """Tell whether a stack has ever kept records in a home, which need not exist."""
     return (home / "postgres").exists()
-
-
-def token_path(home: Path) -> Path:
-    """Return where a home keeps its API token."""
-    return home / "api-token"
 
 
 def read_token(home: Path) -> str | None:

@@ -19,10 +19,10 @@ import click
 from activities.threads import in_daemon_thread
 from cli import render
 from cli.errors import UsageError
-from cli.home import FileLock, Home, StackRecord, token_path, waiting_for_start
+from cli.home import FileLock, Home, StackRecord, waiting_for_start
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
-from messages.defaults import DEFAULT_API_URL
+from messages.defaults import DEFAULT_API_URL, token_path
 from messages.settings import Settings, SettingsError
 from messages.urls import is_loopback, without_user_info
 

@@ -9,6 +9,11 @@ WHERE_TOKENS_ARE = (
 )
 
 
+def token_path(home: Path) -> Path:
+    """Return where a home keeps its API token."""
+    return home / "api-token"
+
+
 def default_home() -> Path:
     """Return the folder of the embedded stack's state; raise ``RuntimeError`` for a user without a home folder."""
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
