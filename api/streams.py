@@ -94,13 +94,11 @@ async def events(
             if ended or not follow:
                 return
             if not in_session:  # where every piece of output wakes us, and nothing is tried again
-                error = await changes.patiently(partial(api.registry.tasks.last_error, task_id))
+                error, text = await changes.patiently(partial(api.registry.tasks.news, task_id)) or (None, None)
                 if error and error != told:
                     yield _progress(error, retry=True)
                 told = error
-            if provisioning:
-                text = await changes.patiently(partial(api.registry.workspaces.progress, task_id))
-                if text and text != shown:
+                if provisioning and text and text != shown:
                     yield _progress(text)
                 shown = text
             if not await changes.wait(KEEP_ALIVE_SECONDS):

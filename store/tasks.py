@@ -15,7 +15,7 @@ from messages.sealed import SealedEnv
 from messages.statuses import TASK_TRANSITIONS, BackendKind, EventKind, TaskStatus, TaskStep
 from messages.tasks import TaskInput, TaskOutcome
 from messages.views import EventView, TaskPage, TaskSummary, TaskView
-from store.database import Connection, Group, scalar, statement, transaction
+from store.database import Connection, Group, statement, transaction
 from store.errors import TaskConflict
 from store.records import Submission
 from store.task_env import forget_env, keep_env
@@ -48,7 +48,10 @@ _PREFLIGHT = """
     WHERE id = %(id)s AND status = %(running)s
 """
 _RECORD_RETRY = "UPDATE tasks SET last_error = %(error)s WHERE id = %(id)s AND status = %(running)s"
-_LAST_ERROR = "SELECT last_error FROM tasks WHERE id = %(id)s"
+_NEWS = """
+    SELECT t.last_error, w.progress FROM tasks t LEFT JOIN workspaces w ON w.id = t.workspace_id
+    WHERE t.id = %(id)s
+"""
 _FINISHED = """
     UPDATE tasks
     SET error = %(error)s, error_type = %(error_type)s, failure = %(failure)s, finished_at = now(), last_error = NULL
@@ -186,9 +189,10 @@ class TaskStore(Group):
         await connection.execute(_RECORD_RETRY, given)
 
     @statement
-    async def last_error(self, connection: Connection, task_id: str) -> str | None:
-        """Return why what a task is at is tried again; None where it is not."""
-        return await scalar(connection, _LAST_ERROR, {"id": task_id})
+    async def news(self, connection: Connection, task_id: str) -> tuple[str | None, str | None]:
+        """Return why what a task is at is tried again, and how far its provisioning is; None where neither is known."""
+        row = await (await connection.execute(_NEWS, {"id": task_id})).fetchone()
+        return (row["last_error"], row["progress"]) if row else (None, None)
 
     @transaction
     async def advance(self, connection: Connection, task_id: str, step: TaskStep) -> bool:

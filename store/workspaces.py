@@ -52,7 +52,6 @@ _PROGRESS = """
     UPDATE workspaces SET progress = %(text)s
     WHERE id = %(workspace_id)s AND attempt = %(attempt)s AND status = %(status)s
 """
-_PROGRESS_OF_TASK = "SELECT progress FROM workspaces WHERE task_id = %(task_id)s AND progress IS NOT NULL"
 _VERDICT = """
     WITH first AS (
         UPDATE attempts SET verdict = %(verdict)s, verdict_at = now(), failure_source = %(source)s
@@ -194,11 +193,6 @@ class WorkspaceStore(Group):
             },
         )
         return bool(recorded.rowcount)
-
-    @statement
-    async def progress(self, connection: Connection, task_id: str) -> str | None:
-        """Return how far the provisioning of a task's workspace is; None where it does not say."""
-        return await scalar(connection, _PROGRESS_OF_TASK, {"task_id": task_id})
 
     @transaction
     async def record_verdict(

@@ -332,10 +332,10 @@ async def test_how_far_a_provisioning_is_goes_with_its_end(registry: Registry) -
     task = await provisioning(registry)
     for end in ("provisioned", "said"):
         assert await registry.workspaces.record_progress(task.workspace_id, 1, "half\0way")
-        assert await registry.workspaces.progress(task.task_id) == "halfway"
+        assert await registry.tasks.news(task.task_id) == (None, "halfway")
         if end == "provisioned":
             await registry.workspaces.record_provisioned(a_handle(task))
         else:
             await registry.workspaces.record_progress(task.workspace_id, 1, "")
-        assert await registry.workspaces.progress(task.task_id) is None
+        assert await registry.tasks.news(task.task_id) == (None, None)
     assert len(await registry.tasks.events(task.task_id)) == 7  # none of them is for the progress
