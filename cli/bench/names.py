@@ -7,6 +7,6 @@ NAMES = {
     "history_events": 3,
     "ready_to_session": 20,
     "poller_2s": 20,
-    "tasks_per_second": 5,
+    "tasks_per_second": 15,
     "container_ready": 10,
 }

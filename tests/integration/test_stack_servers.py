@@ -24,7 +24,8 @@ from temporalio.worker import Worker
 
 from activities.proc import start_time
 from activities.processes import identify
-from messages.search_attributes import SEARCH_ATTRIBUTES
+from messages.search_attributes import SEARCH_ATTRIBUTES, TASK_STEP
+from messages.statuses import TaskStep
 from tests.support.temporal import free_port, stack_temporal
 from workers import postgres_programs, temporal_server
 from workers.children import STACK_MARKER, Child, end_leftover
@@ -224,6 +225,34 @@ async def wait_for_a_worker(handle: WorkflowHandle[Nothing, None]) -> float:
     history = await handle.fetch_history()
     scheduled, started = (event.event_time.ToNanoseconds() for event in history.events[1:3])
     return (started - scheduled) / 1e9
+
+
+@workflow.defn(sandboxed=False)
+class Step:
+    @workflow.run
+    async def run(self) -> None:
+        workflow.upsert_search_attributes([TASK_STEP.value_set(TaskStep.RELEASING.value)])
+        await workflow.wait_condition(lambda: False)
+
+
+async def test_lists_of_workflows_are_less_than_a_second_behind_however_many_there_are(home: Path) -> None:
+    """The server writes them three times a second only, each time all that has changed."""
+    async with stack_temporal(home) as server:
+        client = await connect(server.address)
+        async with Worker(client, task_queue="steps", workflows=[Step]):
+            ours = [f"step-{number}" for number in range(150)]  # two changes each: more than one of its usual pages
+            await asyncio.gather(*(client.start_workflow(Step.run, id=name, task_queue="steps") for name in ours))
+            handles = [client.get_workflow_handle(name) for name in ours]
+            await asyncio.gather(*(until_it_has_a_step(handle) for handle in handles))
+            async with asyncio.timeout(1):
+                while (await client.count_workflows("TaskStep = 'releasing'")).count < len(ours):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)  # nothing announces what is in a list
+
+
+async def until_it_has_a_step(handle: WorkflowHandle[Step, None]) -> None:
+    async for event in handle.fetch_history_events(wait_new_event=True):
+        if event.HasField("upsert_workflow_search_attributes_event_attributes"):
+            return
 
 
 async def test_stacks_that_start_at_once_and_choose_the_same_ports_all_come_up(home: Path) -> None:
