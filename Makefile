@@ -36,12 +36,11 @@ coverage: temporal  ## the tests once more, slower: which lines and branches non
 PYTHONS ?= 3.12 3.13
 SAME_ON_EVERY_PYTHON := tests/unit tests/workflows tests/e2e/test_whole_task.py
 
-test-pythons: temporal  ## what may differ with the Python it runs on, on the newer ones that are supported
-	@set -e; for version in $(PYTHONS); do \
-	  echo "Python $$version"; \
-	  UV_PROJECT_ENVIRONMENT=.venv-$$version $(UV) sync --quiet --locked --python $$version; \
-	  .venv-$$version/bin/python -m pytest -q $(or $(ARGS),$(SAME_ON_EVERY_PYTHON)); \
-	done
+test-pythons: $(PYTHONS:%=test-python-%)  ## what may differ with the Python it runs on, on the newer ones that are supported
+
+test-python-%: temporal
+	UV_PROJECT_ENVIRONMENT=.venv-$* $(UV) sync --quiet --locked --python $*
+	.venv-$*/bin/python -m pytest -q $(or $(ARGS),$(SAME_ON_EVERY_PYTHON))
 
 lint: setup
 	.venv/bin/ruff check .
