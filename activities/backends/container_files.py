@@ -94,34 +94,41 @@ def unpack_tree(chunks: Iterable[bytes], target: Path) -> None:
                     raise UnusableArchive(f"{entry.name!r} leads out of it")
                 if not _is_harmless(parts, entry) or not (parts or entry.isdir()):
                     continue
-                written += entry.size
+                original = _original(entry, target) if entry.islnk() else None
+                written += original.stat().st_size if original else entry.size
                 if written > MAX_CHECKOUT_BYTES:
                     raise UnusableArchive(f"the checkout is larger than {MAX_CHECKOUT_BYTES // 1024**3} GiB")
-                _unpack(archive, entry, target, parts)
+                _unpack(archive, entry, target, parts, original)
     except tarfile.TarError as e:
         raise UnusableArchive(f"the archive is broken: {e}") from e
 
 
-def _unpack(archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path, parts: tuple[str, ...]) -> None:
+def _unpack(
+    archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path, parts: tuple[str, ...], original: Path | None
+) -> None:
     path = target.joinpath(*parts)
     _check_parents(target, parts)
     if entry.isdir():
         path.mkdir(mode=0o700, exist_ok=True)
     elif entry.issym():
         path.symlink_to(entry.linkname)
-    elif entry.islnk():  # another name of a file that came before
-        first = PurePosixPath(entry.linkname).parts[1:]
-        if ".." in first:
-            raise UnusableArchive(f"{entry.linkname!r} leads out of it")
-        _check_parents(target, first)
-        original = target.joinpath(*first)
-        if not original.is_symlink() and original.is_file():
-            shutil.copyfile(original, path)
-            path.chmod(original.stat().st_mode & 0o777)
-    elif file := archive.extractfile(entry):
+    elif original:
+        shutil.copyfile(original, path)
+        path.chmod(original.stat().st_mode & 0o777)
+    elif not entry.islnk() and (file := archive.extractfile(entry)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600 | entry.mode & 0o111)
         with os.fdopen(descriptor, "wb") as copy:
             shutil.copyfileobj(file, copy, _COPY_BYTES)
+
+
+def _original(entry: tarfile.TarInfo, target: Path) -> Path | None:
+    """Return the file that came before and that ``entry`` is another name of; None where it was left out."""
+    parts = PurePosixPath(entry.linkname).parts[1:]
+    if ".." in parts:
+        raise UnusableArchive(f"{entry.linkname!r} leads out of it")
+    _check_parents(target, parts)
+    original = target.joinpath(*parts)
+    return original if not original.is_symlink() and original.is_file() else None
 
 
 def _check_parents(target: Path, parts: tuple[str, ...]) -> None:

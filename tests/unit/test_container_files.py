@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from activities.backends import container_files
 from activities.backends.container_files import Owner, UnusableArchive, pack, unpack_tree, user_ids
 
 
@@ -85,6 +86,15 @@ def test_nothing_is_written_or_read_outside(tmp_path: Path, entries: list[Callab
         unpack_tree(archive(*entries), tmp_path / "in/checkout")
     assert [path.name for path in outside.iterdir()] == ["secret"]
     assert not (tmp_path / "escaped").exists()
+
+
+def test_other_names_of_a_file_count_as_much_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is a copy on the host, although an archive holds nothing but its name."""
+    monkeypatch.setattr(container_files, "MAX_CHECKOUT_BYTES", 3000)
+    names = [hard_link(f"checkout/same-{number}", "checkout/large") for number in range(9)]
+    with pytest.raises(UnusableArchive, match="larger than"):
+        unpack_tree(archive(file("checkout/large", b"x" * 1000), *names), tmp_path / "checkout")
+    assert sum(path.stat().st_size for path in (tmp_path / "checkout").iterdir()) <= 3000
 
 
 def test_what_would_lead_git_astray_stays_behind(tmp_path: Path) -> None:
