@@ -15,8 +15,8 @@ from pathlib import Path
 from activities.errors import ActivityFailure, InvalidTask, RepositoryUnreachable, UnknownHost
 from activities.git import Git, lines_of
 from activities.threads import in_daemon_thread
-from agent.files import without_credentials
 from messages.repositories import parse_repository_url
+from messages.urls import without_user_info
 
 LIST_SECONDS = 20.0
 """How long a remote may take to say what it has; preflight has 30 s for all that it does."""
@@ -221,6 +221,6 @@ def _telling_line(said: str) -> str:
     lines = [line.strip() for line in re.split(r"[\r\n]+", said) if line.strip()]
     telling = [line for line in lines if re.match(r"(fatal|error|ssh|ERROR|remote: (fatal|error|ERROR))\b", line)]
     line = (telling or lines or ["git said nothing"])[0]
-    line = re.sub(r"^(fatal|error|remote): ", "", without_credentials(line))
+    line = re.sub(r"^(fatal|error|remote): ", "", without_user_info(line))
     line = re.sub(r" after \d+ ms\b", "", line)  # of a connection that was refused: every try would read otherwise
     return "".join(c if c.isprintable() else " " for c in line)[:_SAID_CHARS]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LOG_TAIL_BYTES = 8 * 1024
 
-_USER_INFO = re.compile(r"(://)[^/@\s]+@")
+_USER_INFO = re.compile(r"(://)[^/?#\s'\"]+@")  # up to the last one: a password may hold another
 _logging = threading.Lock()
 
 
