@@ -110,15 +110,12 @@ def _timeout(text: str | None) -> timedelta | None:
 def _repository(repo: str | None, ref: str | None, backend: str | None, template: str | None) -> Repository | None:
     """Return the repository to work on: the one named, else the one around us where the task may want one."""
     if repo is not None and is_url(repo):
-        try:
-            return Repository(url=repo)
-        except ValidationError as e:
-            raise UsageError(f"--repo: the URL {first_violation(e).text}") from None
+        return _checked("the URL", url=repo)
     if repo is None:
         # A template's own backend may want the repository, so --backend local beside one does not say that none is.
         wants_none = ref is None and {backend, template} - {None} == {BackendKind.LOCAL.value}
         if not wants_none and ref is None and (top := find_with_commit(Path.cwd())) is not None:
-            return Repository(path=str(top))
+            return _checked("the path", path=str(top))
         here = None if wants_none else find_repository(Path.cwd())
         if here is None:
             if BackendKind.WORKTREE in (backend, template) or ref is not None:
@@ -129,8 +126,14 @@ def _repository(repo: str | None, ref: str | None, backend: str | None, template
         folder = Path(repo).expanduser().absolute()
     except RuntimeError:  # "~nobody"
         raise UsageError(f"--repo {repo}: there is no such user") from None
-    top = check_repository(folder, ref)
-    return Repository(path=str(top))
+    return _checked("the path", path=str(check_repository(folder, ref)))
+
+
+def _checked(what: str, **where: str) -> Repository:
+    try:
+        return Repository(**where)
+    except ValidationError as e:
+        raise UsageError(f"--repo: {what} {first_violation(e).text}") from None
 
 
 def _post(service: Service, request: TaskRequest) -> early.Posted | None:

@@ -93,6 +93,9 @@ def test_repositories_that_cannot_be_worked_on_are_refused(cli: Cli) -> None:
     born = make_repository(cli.cwd / "born")
     refused(cli.run("run", "--ref", "nope", "x", cwd=born), 2, "'nope'")
     refused(cli.run("run", "--ref", "--upload-pack=x", "x", cwd=born), 2, "--upload-pack")
+    odd = make_repository(cli.cwd / "not UTF-8: \udcff")  # a request could not name it
+    refused(cli.run("submit", "x", cwd=odd), 2, "has to be text in UTF-8")
+    refused(cli.run("submit", "--repo", str(odd), "x"), 2, "--repo", "has to be text in UTF-8")
     assert cli.processes() == {}
 
 
