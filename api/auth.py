@@ -1,7 +1,11 @@
 """Who may ask: API tokens of users, callback tokens of workspaces. Neither is taken for the other."""
 
+import asyncio
 import hashlib
+import logging
 import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -12,13 +16,17 @@ from api.problems import Problem, registry_away
 from messages.defaults import WHERE_TOKENS_ARE
 from messages.keys import Keyring
 from messages.tokens import WORKSPACE_SCOPE, CallbackClaims, InvalidToken, mint_callback_token, verify_callback_token
-from store.errors import RegistryUnavailable
+from store.errors import RegistryError, RegistryUnavailable
+from store.registry import Registry
 from store.tokens import TokenStore
 
 MAX_TOKEN_CHARS = 4096
 USER_CACHE_SECONDS = 30.0
 """How long a valid API token is remembered, so that a short outage of the registry locks nobody out."""
 _CACHED_TOKENS = 1000
+_AT_FIRST_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
+_log = logging.getLogger(__name__)
 
 _user_scheme = HTTPBearer(auto_error=False, scheme_name="API token", description="An API token of this installation.")
 _callback_scheme = HTTPBearer(
@@ -30,6 +38,32 @@ CallbackCredentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_ca
 
 def _unauthorized(detail: str) -> Problem:
     return Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+@asynccontextmanager
+async def accepting(registry: Registry, name: str, token: str) -> AsyncGenerator[None]:
+    """Have ``token`` accepted: from the beginning of the context on, or from the return of PostgreSQL where it is away.
+
+    Whoever serves does so meanwhile, because callbacks need no registry. It stays accepted when the context ends.
+    """
+    adding = asyncio.create_task(_add(registry, name, token), name="accept the API token")
+    try:
+        await asyncio.wait({adding}, timeout=_AT_FIRST_SECONDS)
+        yield
+    finally:
+        adding.cancel()
+        await asyncio.gather(adding, return_exceptions=True)
+
+
+async def _add(registry: Registry, name: str, token: str) -> None:
+    while True:
+        try:
+            await registry.tokens.add(name, token)
+        except RegistryError as e:
+            _log.warning("the API token is not accepted yet, callbacks are: %s", e)
+            await asyncio.sleep(_RETRY_SECONDS)  # after one that has waited for PostgreSQL itself
+        else:
+            return
 
 
 class CallbackAuth:

@@ -161,6 +161,7 @@ def worker(settings: Settings) -> int:
 def api(settings: Settings, *, host: str, port: int, ui_url: str | None) -> int:
     """Be the API."""
     from api import server
+    from api.auth import accepting
     from api.dependencies import ApiDependencies
     from store.registry import Registry
     from workers.client import connect
@@ -174,8 +175,10 @@ def api(settings: Settings, *, host: str, port: int, ui_url: str | None) -> int:
     _check_schema(database_url)
 
     async def serve() -> None:
-        async with Registry.connect(database_url) as registry:
-            await registry.tokens.add(f"api-{settings.host_id}", token)
+        async with (
+            Registry.connect(database_url) as registry,
+            accepting(registry, f"api-{settings.host_id}", token),
+        ):
             given = ApiDependencies(
                 registry=registry,
                 temporal=await connect(lazy=True),

@@ -1,5 +1,6 @@
 """The stack in the foreground, its survival, and the same parts as processes of their own."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.cli import Cli
+from tests.support.cuttable_proxy import cuttable_proxy
 from tests.support.stack import Gate
 from tests.support.temporal import stack_temporal
 from workers.postgres import start_postgres
@@ -195,10 +197,33 @@ async def test_api_and_worker_as_processes_of_their_own(cli: Cli, servers: dict[
         assert "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("command", ["worker", "api", "migrate"])
+async def test_an_api_that_starts_while_postgresql_is_away_serves_and_takes_its_token_later(
+    cli: Cli, database_url: str
+) -> None:
+    """S47: a replica that is started anew during an outage passes callbacks on like all others."""
+    async with cuttable_proxy(database_url) as proxy, httpx.AsyncClient(trust_env=False) as http:
+        await proxy.cut()
+        mine = {"Authorization": "Bearer tr-of-my-own-choice"}
+        env = {"TASKRUNNER_DATABASE_URL": proxy.url, "TEMPORAL_ADDRESS": "127.0.0.1:1"}
+        api = cli.start("api", "--port", "0", env=env | {"TASKRUNNER_API_TOKEN": "tr-of-my-own-choice"})
+        said = await asyncio.to_thread(api.wait_for, r"answers at (http://\S+)", stream="err")
+        assert (await http.post(f"{said[1]}/api/workspaces/w-1/ready")).status_code == 401
+        assert (await http.get(f"{said[1]}/api/tasks", headers=mine, timeout=20)).status_code == 503
+        await asyncio.to_thread(api.wait_for, "the API token is not accepted yet", stream="err")
+        await proxy.open()
+        async with asyncio.timeout(20):
+            while (answer := await http.get(f"{said[1]}/api/tasks", headers=mine)).status_code != 200:
+                assert answer.status_code in {401, 503}, answer
+        api.signal(signal.SIGTERM)
+        ended = await asyncio.to_thread(api.end)
+        assert ended.code == 0, ended
+        assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize("command", ["worker", "migrate"])
 def test_servers_that_are_away_are_told(cli: Cli, command: str) -> None:
     env = {"TEMPORAL_ADDRESS": "127.0.0.1:1", "TASKRUNNER_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x"}
-    finished = cli.run(command, *(["--port", "0"] if command == "api" else []), env=env)
+    finished = cli.run(command, env=env)
     assert finished.code == 3, finished
     assert finished.err.strip().splitlines()[-1].startswith("error: "), finished
     assert "127.0.0.1" in finished.err
