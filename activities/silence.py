@@ -162,10 +162,12 @@ class SilenceWatcher:
                 # Not for long: a Docker that hangs would hide what became of this workspace, and of all others.
                 found = await no_longer_than(_LOG_SECONDS, self._backends[beat.backend].inspect(compute))
                 log_tail = found.log_tail
-        reason = (
-            f"The workspace went silent: its last heartbeat came {beat.silent_seconds:.0f} s before it was looked for,"
-            f" and {why}."
+        heard = (
+            f"its last heartbeat came {beat.silent_seconds:.0f} s before it was looked for"
+            if beat.has_beaten
+            else f"no heartbeat has come in the {beat.silent_seconds:.0f} s since its session began"
         )
+        reason = f"The workspace went silent: {heard}, and {why}."
         _log.warning("workspace %s: %s", compute.name, reason)
         lost = WorkspaceLost(workspace_id=beat.workspace_id, attempt=beat.attempt, reason=reason, log_tail=log_tail)
         try:

@@ -32,7 +32,8 @@ class AttemptState:
 class Beat:
     """A living workspace and when it was heard last.
 
-    ``silent_seconds`` is 0 before its first heartbeat; ``has_session``: a session of its attempt has not ended.
+    ``has_session``: a session of its attempt has not ended. ``silent_seconds``: since its last heartbeat, or since that
+    session was created where none has come (``has_beaten``); 0 where there is neither, or no agent of ours to beat.
     """
 
     workspace_id: str
@@ -42,6 +43,7 @@ class Beat:
     host_id: str | None
     harness_url: str | None
     has_session: bool
+    has_beaten: bool
     silent_seconds: float
     interval_seconds: float
 

@@ -18,6 +18,7 @@ from messages.statuses import (
     WorkspaceStatus,
 )
 from messages.tasks import ProvisionFailure, TaskInput
+from messages.templates import WorkspaceAgent
 from messages.views import BootLogEntry, WorkspaceView
 from store.attempts import begin_attempt
 from store.changes import CHANNEL
@@ -87,13 +88,18 @@ _HEARTBEAT = """
 """
 _BEATS = """
     SELECT w.id AS workspace_id, w.attempt, w.task_id, w.backend, w.host_id, w.harness_url,
-           EXISTS (
-               SELECT FROM sessions s
-               WHERE s.workspace_id = w.id AND s.attempt = w.attempt AND s.status = ANY(%(open)s::session_status[])
-           ) AS has_session,
-           coalesce(extract(epoch FROM now() - w.last_heartbeat_at), 0)::float8 AS silent_seconds,
+           session.since IS NOT NULL AS has_session, w.last_heartbeat_at IS NOT NULL AS has_beaten,
+           coalesce(extract(epoch FROM now() - coalesce(
+               w.last_heartbeat_at,
+               CASE WHEN t.input->'template'->'container'->>'workspace_agent' IS DISTINCT FROM %(no_agent)s
+                    THEN session.since END
+           )), 0)::float8 AS silent_seconds,
            extract(epoch FROM (t.input->'template'->>'heartbeat_interval')::interval)::float8 AS interval_seconds
     FROM tasks t JOIN workspaces w ON w.id = t.workspace_id
+    CROSS JOIN LATERAL (
+        SELECT max(s.created_at) AS since FROM sessions s
+        WHERE s.workspace_id = w.id AND s.attempt = w.attempt AND s.status = ANY(%(open)s::session_status[])
+    ) session
     WHERE t.status = %(running)s AND w.status = ANY(%(alive)s::workspace_status[])
 """
 _ALIVE = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED)
@@ -330,7 +336,13 @@ class WorkspaceStore(Group):
         """Return every living workspace of a running task, and for how long it has been silent."""
         open_sessions = [status for status in SessionStatus if not status.is_final]
         found = await connection.execute(
-            _BEATS, {"open": open_sessions, "running": TaskStatus.RUNNING, "alive": list(_ALIVE)}
+            _BEATS,
+            {
+                "open": open_sessions,
+                "running": TaskStatus.RUNNING,
+                "alive": list(_ALIVE),
+                "no_agent": WorkspaceAgent.NONE,
+            },
         )
         return [_beat(row) for row in await found.fetchall()]
 

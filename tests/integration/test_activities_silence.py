@@ -143,6 +143,18 @@ async def test_a_frozen_agent_is_lost_after_three_heartbeats_and_no_sooner(scene
     assert scene.announced.all.empty(), "once"
 
 
+async def test_an_agent_that_never_got_a_heartbeat_through_is_lost_as_well(scene: Scene, database_url: str) -> None:
+    """S28: it cannot reach the API, its session was made from our side, and then its host loses power."""
+    await scene.freeze()
+    async with await psycopg.AsyncConnection.connect(database_url) as connection:
+        await connection.execute("UPDATE workspaces SET last_heartbeat_at = NULL")
+    async with scene.watched():
+        lost = await scene.announced.next()
+        assert await scene.silent_seconds() >= 3
+    assert "no heartbeat has come in the " in lost.reason
+    assert "since its session began, and its agent does not answer: " in lost.reason
+
+
 async def test_an_agent_that_answers_is_not_lost_however_long_it_is_not_heard(scene: Scene, database_url: str) -> None:
     """S47: only its heartbeats do not get through."""
     async with await psycopg.AsyncConnection.connect(database_url) as connection:

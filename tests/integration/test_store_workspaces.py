@@ -9,6 +9,7 @@ import pytest
 from messages.callbacks import BootLogBody, HeartbeatBody
 from messages.names import task_workflow_id
 from messages.statuses import (
+    BackendKind,
     BootStatus,
     EventKind,
     FailureSource,
@@ -20,11 +21,12 @@ from messages.statuses import (
     WorkspaceStatus,
 )
 from messages.tasks import TaskInput, TaskOutcome
+from messages.templates import ContainerConfig, HarnessAgent, Template, WorkspaceAgent
 from store.database import Connection
 from store.errors import AttemptSuperseded, RegistryError
 from store.records import AttemptState
 from store.registry import Registry
-from tests.support.records import a_failure, a_handle, a_task, provisioning, put, rows, running
+from tests.support.records import a_failure, a_handle, a_task, provisioning, put, rows, running, starting
 
 W = WorkspaceStatus
 
@@ -339,3 +341,25 @@ async def test_how_far_a_provisioning_is_goes_with_its_end(registry: Registry) -
             await registry.workspaces.record_progress(task.workspace_id, 1, "")
         assert await registry.tasks.news(task.task_id) == (None, None)
     assert len(await registry.tasks.events(task.task_id)) == 7  # none of them is for the progress
+
+
+async def test_silence_counts_from_the_session_where_no_heartbeat_has_come(registry: Registry) -> None:
+    """S28, S49: and never where no agent of ours is there to beat."""
+    for task_id, container in (("mute", {}), ("bare", {"workspace_agent": WorkspaceAgent.NONE, "port": 80})):
+        template = Template(
+            name="of-an-image",
+            backend=BackendKind.CONTAINER,
+            agent=HarnessAgent(kind="harnessd", command=("harnessd",) if not container else ()),
+            readiness=Readiness.PROBE,
+            container=ContainerConfig(image="any", **container),
+        )
+        _, session = await starting(registry, a_task(task_id, template=template))
+        await put(registry, "sessions", session, created_at=datetime.now(UTC) - timedelta(minutes=1))
+    found = {beat.task_id: beat for beat in await registry.workspaces.beats()}
+    assert found["mute"].silent_seconds >= 60
+    assert found["bare"].silent_seconds == 0
+    assert not any(beat.has_beaten for beat in found.values())
+    await registry.workspaces.record_heartbeat("w-mute", 1, HeartbeatBody(state=HeartbeatState.READY))
+    beat = next(beat for beat in await registry.workspaces.beats() if beat.task_id == "mute")
+    assert beat.has_beaten
+    assert beat.silent_seconds < 30

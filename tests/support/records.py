@@ -1,5 +1,6 @@
 """Short ways to the rows that a test of the registry begins with."""
 
+from datetime import datetime
 from typing import Any
 
 from psycopg import sql
@@ -83,7 +84,10 @@ async def session_of(registry: Registry, task_id: str) -> SessionView | None:
 
 
 async def put(
-    registry: Registry, table: str, record_id: str, **columns: TaskStatus | TaskStep | WorkspaceStatus | str | None
+    registry: Registry,
+    table: str,
+    record_id: str,
+    **columns: TaskStatus | TaskStep | WorkspaceStatus | datetime | str | None,
 ) -> None:
     """Set columns of a row, past all guards."""
     changes = sql.SQL(", ").join(
