@@ -10,7 +10,7 @@ from pathlib import Path
 from agent import __version__
 from agent.boot import Boot
 from agent.checkout import StepFailed
-from agent.config import ConfigError, read_config
+from agent.config import ConfigError, forget_secrets, read_config
 from agent.files import without_credentials
 from agent.processes import Children
 from agent.service import lock_state, serve
@@ -33,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = read_config(given.config, serving=given.name == "serve")
         if given.name == "serve":
+            forget_secrets(given.config)
             serve(config, given.listen_fd)
         else:
             lock = lock_state(config)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlsplit
 
+from agent.files import read_json, write_json
+
 ID = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 _CHECKOUTS = ("none", "empty", "clone")
 
@@ -37,7 +39,7 @@ class HarnessConfig(NamedTuple):
 
     Where it listens is ``port``, or a free one. ``token_env`` names the variable that holds its own API's bearer token.
     The variables named by ``secret_env`` are meant for the harness alone: they are in the agent's own environment, or
-    in ``secrets``.
+    in ``secrets``, which do not stay in the file (:func:`forget_secrets`).
     """
 
     command: tuple[str, ...]
@@ -102,6 +104,17 @@ def read_config(path: Path, *, serving: bool) -> Config:
         announces_ready=fields.get("announces_ready") is not False,
         harness=_harness(fields.get("harness")),
     )
+
+
+def forget_secrets(path: Path) -> None:
+    """Take the harness's secrets out of the file, once it was read: sessions run as the same user, and may look there.
+
+    Raises ``OSError``.
+    """
+    fields: dict[str, Any] = read_json(path) or {}
+    harness = fields.get("harness")
+    if isinstance(harness, dict) and cast("dict[str, Any]", harness).pop("secrets", None):
+        write_json(path, fields, durable=False)
 
 
 def is_env(value: object) -> bool:

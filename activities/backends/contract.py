@@ -50,8 +50,8 @@ class WorkspaceSpec:
     """What one attempt's workspace is to be. ``base_commit`` is what ``check`` returned; the token is a secret.
 
     ``tell`` takes how far a long step is, as often as one likes; ``warn`` what the workspace lacks. ``harness_env`` is
-    the secret part of a harness server's environment, which it needs as soon as it is started: it is written to no disk
-    and stands in no command.
+    the secret part of a harness server's environment, which it needs as soon as it is started: it stands in no command
+    and stays on no disk.
     """
 
     compute: Compute

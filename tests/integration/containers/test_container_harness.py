@@ -61,6 +61,8 @@ async def test_our_agent_starts_it_and_its_secrets_are_in_no_configuration_of_do
             assert await runs_to_its_end(client, "run touch made\nsay done") == "done"
         assert SECRET not in json.dumps(daemon.client().inspect_container(spec.compute.name))
         assert SECRET not in json.dumps(daemon.client().top(spec.compute.name))
+        chunks, _ = daemon.client().get_archive(spec.compute.name, "/taskrunner")
+        assert SECRET.encode() not in b"".join(chunks), "a container that is kept keeps no key"
     finally:
         await backend.destroy(spec.compute)
 
@@ -80,15 +82,16 @@ async def test_an_exit_before_ready_is_reported_with_its_log(workshop: Workshop,
 
 
 async def test_an_image_that_starts_its_own_is_spoken_to_directly(workshop: Workshop, daemon: Daemon) -> None:
-    """S15: its port is published before anything listens."""
+    """S15: its port is published before anything listens. What its template says of the environment it is given."""
     image = build_image(
         daemon,
         f"RUN echo {base64.b64encode(SERVER).decode()} | base64 -d > /server.py",
-        "ENV HARNESS_ADDR=0.0.0.0:8080 HARNESS_STATE=/tmp",
         'CMD ["python3", "/server.py"]',
     )
     container = {"workspace_agent": "none", "port": 8080}
-    backend, spec = workshop.backend(), workshop.spec(image=image, container=container, agent={"kind": "harnessd"})
+    agent = {"kind": "harnessd", "env": {"HARNESS_ADDR": "0.0.0.0:{port}"}}
+    backend, spec = workshop.backend(), workshop.spec(image=image, container=container, agent=agent)
+    spec = replace(spec, template=spec.template.model_copy(update={"env": {"HARNESS_STATE": "/tmp"}}))
     handle = await backend.provision(spec)
     try:
         assert not handle.agent
