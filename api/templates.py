@@ -192,6 +192,11 @@ def resolve(request: TaskRequest, templates: TemplateFolder, *, host_id: str) ->
     repository = _repository(request, template.backend, host_id)
     if request.ref is not None and repository is None:
         raise TemplateError("a ref was given without a repository; give the repository too, or leave the ref out")
+    if lost := template.nobody_could_give(request.env):
+        raise TemplateError(
+            f"env: the image of template {template.name!r} is without our agent, so nobody could give {', '.join(lost)}"
+            " to what runs there"
+        )
     if template.push and (repository is None or repository.url is None):
         raise TemplateError(f"template {template.name!r} says push, which needs a repository by URL; give one")
     return TaskInput(

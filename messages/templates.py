@@ -2,6 +2,7 @@
 
 import difflib
 import ipaddress
+from collections.abc import Iterable
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self, cast
@@ -257,12 +258,23 @@ class Template(Manifest):
     def _fits_a_harness(self, agent: HarnessAgent) -> None:
         if self.is_bare and agent.command:
             raise ValueError("agent: without our agent in the image nobody could start command: the image has to")
+        if lost := self.nobody_could_give(self.required_env):
+            raise ValueError(
+                f"required_env: without our agent in the image nobody could give {', '.join(lost)} to what runs there;"
+                " only the variable that token_env names is of use"
+            )
         if not self.is_bare and not agent.command:
             raise ValueError("agent: a harnessd needs the command that starts it")
         if self.readiness is Readiness.IMMEDIATE:
             raise ValueError("a harnessd needs readiness: callback or probe: its server takes its time to come up")
         if agent.token_env is not None and agent.token_env not in self.required_env:
             raise ValueError(f"agent: token_env {agent.token_env!r} has to be one of required_env")
+
+    def nobody_could_give(self, names: Iterable[str]) -> list[str]:
+        """Return which of these secret variables what runs there could not be given: without our agent, all but one."""
+        if not self.is_bare or not isinstance(self.agent, HarnessAgent):
+            return []
+        return sorted(set(names) - {self.agent.token_env})
 
     @property
     def is_bare(self) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from activities.backends.contract import Compute, WorkspaceSpec
 from messages.names import COMPUTE_MARKER
-from messages.templates import ContainerConfig, Template, WorkspaceAgent
+from messages.templates import PORT_PLACEHOLDER, ContainerConfig, HarnessAgent, Template, WorkspaceAgent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,11 @@ def create_arguments(spec: WorkspaceSpec, owner: Ownership) -> dict[str, Any]:
         "image": container.image,
         "name": spec.compute.name,
         "labels": owner.labels(spec.compute),
-        "environment": {COMPUTE_MARKER: spec.compute.name, "TASKRUNNER_CHECKOUT": str(CHECKOUT)},
+        "environment": {
+            **_bare_env(spec.template),
+            COMPUTE_MARKER: spec.compute.name,
+            "TASKRUNNER_CHECKOUT": str(CHECKOUT),
+        },
         "ports": [port],
         "host_config": {
             "port_bindings": {port: (container.publish,)},  # Docker chooses the other port
@@ -120,6 +124,17 @@ def create_arguments(spec: WorkspaceSpec, owner: Ownership) -> dict[str, Any]:
         return arguments
     arguments["command"] = []  # the image's own would be appended
     return arguments
+
+
+def _bare_env(template: Template) -> dict[str, str]:
+    """Return what the template gives to an image without our agent, which nobody else could give it later."""
+    if not template.is_bare or not isinstance(template.agent, HarnessAgent):
+        return {}
+    port = str(port_of(section(template)))
+    return {
+        **template.env,
+        **{name: value.replace(PORT_PLACEHOLDER, port) for name, value in template.agent.env.items()},
+    }
 
 
 def agent_config(spec: WorkspaceSpec, api_url: str) -> str:

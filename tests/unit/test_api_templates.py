@@ -154,3 +154,15 @@ def test_a_repository_by_url_is_on_no_host_unless_it_is_a_file() -> None:
     for url, host in (("https://example.org/x", None), ("git@example.org:x", None), ("file:///srv/x", HOST)):
         task = _resolve(TemplateFolder(), repository={"url": url})
         assert (task.template.name, task.repository.host) == ("worktree", host)
+
+
+def test_values_that_nobody_could_pass_on_are_refused(tmp_path: Path) -> None:
+    """An image without our agent speaks no word with us but its own HTTP, whose token is all that it gets."""
+    (tmp_path / "bare.yaml").write_text(
+        "{name: bare, backend: container, container: {image: x, workspace_agent: none, port: 80},"
+        " agent: {kind: harnessd, token_env: TOKEN}, required_env: [TOKEN]}"
+    )
+    folder = TemplateFolder(tmp_path)
+    with pytest.raises(TemplateError, match="nobody could give A_KEY to what runs there"):
+        _resolve(folder, template="bare", env={"TOKEN": "x", "A_KEY": "y"})
+    assert _resolve(folder, template="bare", env={"TOKEN": "x"}).env_names == ("TOKEN",)

@@ -68,6 +68,11 @@ def test_what_is_stored_is_read_again() -> None:
             {"agent": {"kind": "harnessd"}, "readiness": "callback"},
             "needs readiness: probe",
         ),
+        (
+            {"image": "x", "workspace_agent": "none", "port": 80},
+            {"agent": {"kind": "harnessd", "token_env": "TOKEN"}, "required_env": ["TOKEN", "A_KEY"]},
+            "required_env: without our agent in the image nobody could give A_KEY to what runs there",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(container: dict[str, Any] | None, content: dict[str, Any], text: str) -> None:
