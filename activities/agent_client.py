@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from activities.errors import SessionRefused, WorkspaceUnreachable
+from messages import callbacks
 from messages.signals import SessionFinished
 from messages.statuses import SessionStatus
 
@@ -55,7 +56,7 @@ class Health(BaseModel):
     state: str | None = None
     step: str | None = None
     error: str | None = None
-    log_tail: str = ""
+    log_tail: Annotated[str, AfterValidator(callbacks.log_tail)] = ""
 
 
 class AgentClient:
@@ -103,7 +104,8 @@ class AgentClient:
                 health = await self.health(timeout_seconds=max(0.1, left))
                 if health.status in {"ok", "failed"}:
                     return health
-                last = WorkspaceUnreachable(f"{self._url} is {health.status}: {health.step or 'no step named'}")
+                doing = f"{self._url} is {health.status}: {health.step or 'no step named'}"
+                last = WorkspaceUnreachable(doing, log_tail=health.log_tail)
             except WorkspaceUnreachable as e:
                 last = e
             if loop.time() + pause >= deadline or not await worth_waiting():

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from activities.errors import ProvisionFailed
+from activities.errors import ProvisionFailed, WorkspaceUnreachable
 from messages.activities import LastLook, SessionRequest, WorkspaceHandle
 from messages.signals import ProvisioningFailed, SessionFinished
 from messages.statuses import FailureSource, SessionStatus
@@ -34,6 +34,12 @@ def gone(found: Loss) -> ProvisionFailed:
     """Return the failure of a workspace that ended too early: with its own log, not with our refused call."""
     error = f"The workspace ended by itself before its session was confirmed: {found.ending}."
     return ProvisionFailed(error, source=FailureSource.EXIT, detail=found.log_tail)
+
+
+def never_ready(handle: WorkspaceHandle, last: WorkspaceUnreachable, tail: str) -> ProvisionFailed:
+    """Return the failure of a workspace that counted as ready and does not answer us; ``last`` is the last look."""
+    error = f"{handle.backend.value} workspace {handle.workspace_id} never became ready: {last}"
+    return ProvisionFailed(error, source=FailureSource.PROBE, detail=last.log_tail or tail)
 
 
 def ended(request: SessionRequest, status: SessionStatus, error: str = "", *, summary: str = "") -> SessionFinished:

@@ -140,10 +140,14 @@ class BackendAway(ActivityFailure):
 
 
 class WorkspaceUnreachable(ActivityFailure):
-    """The workspace agent does not answer, or answers that something is wrong with it."""
+    """The workspace agent does not answer, or answers that something is wrong with it; ``log_tail``: what it logged."""
 
     error_type = ErrorType.WORKSPACE_UNREACHABLE
     retryable = True
+
+    def __init__(self, text: str, *, log_tail: str = "") -> None:
+        super().__init__(text)
+        self.log_tail = log_tail
 
 
 class NotRemoved(ActivityFailure):

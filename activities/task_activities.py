@@ -1,7 +1,6 @@
 """The activities of a task, as ``messages.activities`` promises them."""
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
@@ -9,25 +8,21 @@ import httpx
 from pydantic import ValidationError
 from temporalio import activity
 
-from activities.agent_client import AgentClient
-from activities.backends.contract import Backend, Compute, Inspection, WorkspaceSpec
-from activities.endings import SAYS_FAILED, Loss, ended, gone, hopeless
+from activities.backends.contract import Backend, Backends, Compute, WorkspaceSpec
+from activities.endings import ended, gone
 from activities.errors import (
     AttemptNotWanted,
-    BackendAway,
-    BackendUnusable,
     InvalidTask,
     NotThisHost,
-    ProvisionFailed,
     SessionRefused,
     WorkspaceUnreachable,
     as_application_errors,
 )
-from activities.harness_client import HarnessClient
 from activities.harness_session import Follower, create_run, stop_run
-from activities.heartbeat import note, until_worker_stops
+from activities.heartbeat import until_worker_stops
 from activities.reports import ProvisioningReports, retries_told
-from activities.threads import no_longer_than, until_done
+from activities.sight import Sight
+from activities.threads import until_done
 from messages.activities import (
     AttemptRequest,
     FinishRequest,
@@ -45,7 +40,7 @@ from messages.keys import Keyring
 from messages.names import PROVISIONING_FAILED, WORKSPACE_READY, host_task_queue, session_id, task_workflow_id
 from messages.sealed import CannotOpen, open_env
 from messages.signals import ProvisioningFailed, SessionFinished
-from messages.statuses import BackendKind, FailureSource, SessionStatus, TaskStep, Verdict, WorkspaceStatus
+from messages.statuses import BackendKind, SessionStatus, TaskStep, Verdict, WorkspaceStatus
 from messages.tasks import SavedResult, TaskInput, TaskOutcome
 from messages.templates import HarnessAgent, how_to_install
 from messages.timeouts import resolve_provision_timeout
@@ -53,15 +48,10 @@ from messages.tokens import mint_callback_token
 from store.errors import AttemptSuperseded, RegistryUnavailable
 from store.registry import Registry
 
-FIRST_PROBE_PAUSE_SECONDS = 0.1
-LONGEST_PROBE_PAUSE_SECONDS = 5.0
-LAST_PROBE_SECONDS = 3.0
-"""How long a look waits for the workspace's answer."""
 LAST_READ_SECONDS = 1.0
 """How long the last look waits for the registry."""
 LAST_LOOK_SECONDS = 4.0
 """How long the last look takes in all: the workflow gives it 5 s, its way through Temporal included."""
-VERIFY_SECONDS = 10.0
 SESSION_GRACE_SECONDS = 10.0
 DELIVERY_SECONDS = 10.0
 """How long the end of a stopped session waits for its output to reach the API."""
@@ -96,9 +86,9 @@ class TaskActivitiesImpl(TaskActivities):
         on_provisioned: Callable[[BackendKind, Compute], Awaitable[None]] | None = None,
     ) -> None:
         self._registry = registry
-        self._backends = backends
+        self._backends = Backends(backends)
         self._keys = keys
-        self._client = client
+        self._sight = Sight(self._backends, keys, client)
         self._settings = settings
         self._environ = environ
         self._on_provisioned = on_provisioned
@@ -118,7 +108,7 @@ class TaskActivitiesImpl(TaskActivities):
                 raise InvalidTask(
                     f"the repository is on host {repository.host!r} and this is {host_id!r}; start a worker there"
                 )
-            base_commit = await self._backend(task.template.backend).check(task)
+            base_commit = await self._backends.of(task.template.backend).check(task)
             timeout = resolve_provision_timeout(task.template, self._environ)
             preflight = Preflight(
                 host_id=host_id,
@@ -135,7 +125,7 @@ class TaskActivitiesImpl(TaskActivities):
         """See :meth:`TaskActivities.provision_workspace`."""
         task, attempt = request.task, request.attempt
         async with retries_told(self._registry.tasks, task.task_id):
-            backend = self._backend(task.template.backend)
+            backend = self._backends.of(task.template.backend)
             compute = _compute(task, attempt)
             workflow_id = task_workflow_id(task.task_id)
             try:
@@ -184,7 +174,7 @@ class TaskActivitiesImpl(TaskActivities):
     async def probe_workspace(self, handle: WorkspaceHandle) -> LastLook:
         """See :meth:`TaskActivities.probe_workspace`."""
         with as_application_errors():
-            return await until_worker_stops(self._probe_until_ready(handle))
+            return await until_worker_stops(self._sight.probe_until_ready(handle))
 
     @activity.defn
     async def look_once_more(self, handle: WorkspaceHandle) -> LastLook:
@@ -198,9 +188,10 @@ class TaskActivitiesImpl(TaskActivities):
                         return stored
             except (RegistryUnavailable, TimeoutError) as e:
                 away = e
-            look = await self._probe(handle, until)
+            look = await self._sight.probe(handle, until)
             if away and not look.ready and look.failed is None:
-                return LastLook(error=f"{look.error} (and the registry could not be asked for a stored callback)")
+                error = f"{look.error} (and the registry could not be asked for a stored callback)"
+                return look.model_copy(update={"error": error})
             return look
 
     @activity.defn
@@ -220,18 +211,8 @@ class TaskActivitiesImpl(TaskActivities):
             await self._registry.tasks.advance(task.task_id, TaskStep.VERIFYING)
             env = await self._session_env(task)
             created = SessionCreated()
-
-            async def alive() -> bool:
-                return (await self._inspect(handle)).alive
-
             try:
-                if handle.agent:
-                    health = await self._agent(handle).wait_until_booted(VERIFY_SECONDS, worth_waiting=alive)
-                    if health.status != "ok":
-                        tail = health.log_tail or (await self._inspect(handle)).log_tail
-                        raise ProvisionFailed(health.error or SAYS_FAILED, source=FailureSource.PROBE, detail=tail)
-                else:
-                    await self._harness(handle, task, env).health(timeout_seconds=VERIFY_SECONDS)
+                await self._sight.verify(handle, task, env)
                 is_first = await self._registry.sessions.record_starting(
                     request.session_id,
                     task_id=task.task_id,
@@ -241,7 +222,7 @@ class TaskActivitiesImpl(TaskActivities):
                 )
                 if isinstance(task.template.agent, HarnessAgent):
                     run_id = await create_run(
-                        self._harness(handle, task, env),
+                        self._sight.harness(handle, task, env),
                         task.prompt,
                         request.session_id,
                         is_repeat=not is_first,
@@ -251,9 +232,9 @@ class TaskActivitiesImpl(TaskActivities):
                 else:
                     argv = task.template.agent.argv(task.prompt)
                     missing = self._if_missing(task, argv[0])
-                    await self._agent(handle).create_session(request.session_id, argv, env, if_missing=missing)
+                    await self._sight.agent(handle).create_session(request.session_id, argv, env, if_missing=missing)
             except WorkspaceUnreachable as e:
-                if (loss := await self._loss(handle)) is None:
+                if (loss := await self._sight.loss(handle)) is None:
                     raise
                 raise gone(loss) from e
             await self._registry.sessions.record_running(request.session_id)
@@ -265,11 +246,11 @@ class TaskActivitiesImpl(TaskActivities):
         handle = request.handle
 
         async def find_loss() -> str | None:
-            loss = await self._loss(handle)
+            loss = await self._sight.loss(handle)
             return loss and loss.sentence
 
         with as_application_errors():
-            harness = self._harness(handle, request.task, await self._session_env(request.task))
+            harness = self._sight.harness(handle, request.task, await self._session_env(request.task))
             follower = Follower(harness, request, self._registry.sessions, find_loss)
             return await until_worker_stops(follower.follow())
 
@@ -278,17 +259,17 @@ class TaskActivitiesImpl(TaskActivities):
         """See :meth:`TaskActivities.stop_session`."""
         handle, task = request.handle, request.task
         with as_application_errors():
-            agent = self._agent(handle)
+            agent = self._sight.agent(handle)
             try:
                 if isinstance(task.template.agent, HarnessAgent):
-                    harness = self._harness(handle, task, await self._session_env(task))
+                    harness = self._sight.harness(handle, task, await self._session_env(task))
                     end = await stop_run(harness, request, self._registry.sessions, SESSION_GRACE_SECONDS)
                     return end or ended(request, SessionStatus.CANCELLED, "No run of the session is known.")
                 session = await agent.cancel_session(request.session_id, grace_seconds=SESSION_GRACE_SECONDS)
                 if session and not session.delivered:
                     session = await agent.session(request.session_id, wait_seconds=DELIVERY_SECONDS) or session
             except WorkspaceUnreachable:
-                if (loss := await self._loss(handle)) is None:
+                if (loss := await self._sight.loss(handle)) is None:
                     raise
                 return ended(request, SessionStatus.INTERRUPTED, f"The workspace ended by itself: {loss.ending}.")
             if session is None:
@@ -307,7 +288,7 @@ class TaskActivitiesImpl(TaskActivities):
                 await workspaces.record_verdict(task.workspace_id, request.attempt, outcome.verdict, outcome.failure)
             await self._finish_session(task, request.attempt, outcome)
             await workspaces.begin_release(task.task_id, task.workspace_id)
-            backend = self._backend(task.template.backend)
+            backend = self._backends.of(task.template.backend)
             compute = _compute(task, request.attempt)
             result = await self._save(backend, compute, request)
             await backend.destroy(compute)
@@ -350,16 +331,6 @@ class TaskActivitiesImpl(TaskActivities):
             image = task.template.container.image
             return f"image {image} does not have it: {how_to_install(program, image=image)}"
         return f"host {self._settings.host_id!r} does not have it: {how_to_install(program)}"
-
-    def _backend(self, kind: BackendKind) -> Backend:
-        if kind not in self._backends:
-            known = ", ".join(sorted(self._backends)) or "none"
-            raise BackendUnusable(f"backend {kind.value!r} is not available on this host; available: {known}")
-        return self._backends[kind]
-
-    def _agent(self, handle: WorkspaceHandle) -> AgentClient:
-        token = self._keys.agent_token(handle.workspace_id, handle.attempt)
-        return AgentClient(self._client, handle.harness_url, token)
 
     async def _session_env(self, task: TaskInput) -> dict[str, str]:
         """Return the secret part of a session's environment; what was submitted goes before what the worker has."""
@@ -404,75 +375,13 @@ class TaskActivitiesImpl(TaskActivities):
                     continue
         return None
 
-    async def _probe(self, handle: WorkspaceHandle, until: float) -> LastLook:
-        try:
-            return await self._health(handle)
-        except WorkspaceUnreachable as e:
-            left = until - asyncio.get_running_loop().time()
-            try:
-                found = await no_longer_than(left, self._inspect(handle))
-            except (BackendAway, TimeoutError) as away:
-                return LastLook(error=f"{e} (and whether it lives cannot be asked: {away})")
-            if found.alive:
-                return LastLook(error=str(e))
-            return hopeless(handle, f"the workspace ended by itself: {found.ending}", found.log_tail)
-
-    async def _probe_until_ready(self, handle: WorkspaceHandle) -> LastLook:
-        pause = FIRST_PROBE_PAUSE_SECONDS
-        while True:
-            try:
-                look = await self._health(handle)
-            except WorkspaceUnreachable as e:  # the compute's own end is the watcher's business
-                look = LastLook(error=str(e))
-            if look.ready or look.failed:
-                return look
-            note(look.error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, LONGEST_PROBE_PAUSE_SECONDS)
-
-    async def _health(self, handle: WorkspaceHandle) -> LastLook:
-        """Ask the workspace once. Raises ``WorkspaceUnreachable`` where no agent of ours answers."""
-        if not handle.agent:
-            await HarnessClient(self._client, handle.harness_url).health(timeout_seconds=LAST_PROBE_SECONDS)
-            return LastLook(ready=True)
-        health = await self._agent(handle).health(timeout_seconds=LAST_PROBE_SECONDS)
-        if health.status == "ok":
-            return LastLook(ready=True)
-        if health.status == "booting":
-            return LastLook(error=f"still booting: {health.step or 'no step named'}")
-        tail = health.log_tail or (await self._inspect(handle)).log_tail
-        return hopeless(handle, health.error or SAYS_FAILED, tail)
-
-    async def _inspect(self, handle: WorkspaceHandle) -> Inspection:
-        return await self._backend(handle.backend).inspect(_compute_of(handle))
-
-    def _harness(self, handle: WorkspaceHandle, task: TaskInput, env: Mapping[str, str]) -> HarnessClient:
-        if handle.agent:
-            token = self._keys.agent_token(handle.workspace_id, handle.attempt)
-        else:
-            agent = task.template.agent
-            token = env.get(agent.token_env or "", "") if isinstance(agent, HarnessAgent) else ""
-        return HarnessClient(self._client, handle.harness_url, token)
-
     async def _restart_harness(self, handle: WorkspaceHandle) -> None:
         if not handle.agent:
             raise SessionRefused(
                 "whether the harness has started the session's run cannot be known: it keeps no list of its runs, and "
                 "without our agent in the image it cannot be started anew; give it a store (HARNESS_RUN_DB)"
             )
-        await self._agent(handle).restart_harness()
-
-    async def _loss(self, handle: WorkspaceHandle) -> Loss | None:
-        """Return how the workspace, or the harness in it, has ended; None where it lives as far as can be known."""
-        found = await self._inspect(handle)
-        if not found.alive:
-            return Loss(found.ending, found.log_tail)
-        if handle.agent:
-            with contextlib.suppress(WorkspaceUnreachable):
-                health = await self._agent(handle).health(timeout_seconds=LAST_PROBE_SECONDS)
-                if health.status == "failed":
-                    return Loss(health.error or SAYS_FAILED, health.log_tail or found.log_tail)
-        return None
+        await self._sight.agent(handle).restart_harness()
 
     async def _save(self, backend: Backend, compute: Compute, request: ReleaseRequest) -> SavedResult | None:
         task_id = request.task.task_id
@@ -490,7 +399,3 @@ def _compute(task: TaskInput, attempt: int) -> Compute:
         return Compute(workspace_id=task.workspace_id, attempt=attempt, task_id=task.task_id)
     except ValueError as e:
         raise InvalidTask(str(e)) from e
-
-
-def _compute_of(handle: WorkspaceHandle) -> Compute:
-    return Compute(workspace_id=handle.workspace_id, attempt=handle.attempt)

@@ -92,6 +92,10 @@ class Boot:
         """How far it is."""
         return self._progress
 
+    def log_tail(self) -> str:
+        """Return the last 8 KiB of the log of the step that it is in."""
+        return tail(self._step_log)
+
     @property
     def has_work(self) -> bool:
         """Whether anything is left to do that takes time."""
@@ -171,7 +175,7 @@ class Boot:
         try:
             work()
         except StepFailed as e:
-            self._report(name, "failed", str(e), tail(self._step_log))
+            self._report(name, "failed", str(e), self.log_tail())
             raise
         self._report(name, "completed", message)
 
@@ -227,7 +231,7 @@ class Boot:
             return  # told to stop, not failed: the next run of the agent goes on
         error = _short(error)
         log(f"boot: failed: {error}")
-        body = {"error_message": error, "log_tail": tail(self._step_log)}
+        body = {"error_message": error, "log_tail": self.log_tail()}
         self._conclude("provisioning-failed", body, phase="failed", error=error)
 
     def _conclude(self, callback: str, body: dict[str, Any], **outcome: str) -> None:

@@ -104,11 +104,11 @@ class Agent:
         if progress.phase == "ready":
             return 200, {"status": "ok", "state": "ready", **body}
         if progress.phase == "failed":
-            return 503, {"status": "failed", "error": progress.error, **body}
+            return 503, {"status": "failed", "error": progress.error, "log_tail": self._boot.log_tail(), **body}
         step = progress.step
         if step == "harness" and self._harness is not None:
             step = self._harness.trouble or step
-        return 503, {"status": "booting", "step": step, **body}
+        return 503, {"status": "booting", "step": step, "log_tail": self._boot.log_tail(), **body}
 
     def _beat(self) -> None:
         """Beat at once, at every interval, and when the boot ends. A beat that succeeds wakes the waiting senders."""

@@ -64,11 +64,15 @@ class WorkspaceHandle(Message):
 
 
 class LastLook(Message):
-    """What a look at a silent workspace found: ready, failed, or neither (then ``error`` says what it saw)."""
+    """What a look at a silent workspace found: ready, failed, or neither.
+
+    Then ``error`` says what it saw, and ``log_tail`` is the last 8 KiB of the log of what is going on there.
+    """
 
     ready: bool = False
     failed: ProvisioningFailed | None = None
     error: str = ""
+    log_tail: str = ""
 
 
 class SessionRequest(Message):

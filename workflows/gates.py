@@ -71,7 +71,7 @@ class ReadyGate:
         A failure that belongs to another attempt is none of this one's: that is a time-out.
         """
         self.looked(look)
-        self._decide(Decision(Verdict.TIMED_OUT, FailureSource.PROVISION_TIMEOUT, look.error))
+        self._decide(Decision(Verdict.TIMED_OUT, FailureSource.PROVISION_TIMEOUT, look.error, look.log_tail))
 
     def _decide(self, decision: Decision) -> None:
         if self.decision is None:

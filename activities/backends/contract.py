@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from activities.errors import BackendUnusable
 from messages.activities import WorkspaceHandle
 from messages.names import compute_name, is_id
 from messages.statuses import BackendKind
@@ -178,3 +179,17 @@ class Backend(ABC):
     @abstractmethod
     async def list_owned(self) -> list[Compute]:
         """Return every compute of this installation that this backend can reach."""
+
+
+class Backends:
+    """The backends of one host, by kind."""
+
+    def __init__(self, backends: Mapping[BackendKind, Backend]) -> None:
+        self._backends = backends
+
+    def of(self, kind: BackendKind) -> Backend:
+        """Return the backend of that kind; raise ``BackendUnusable`` naming those that there are."""
+        if kind not in self._backends:
+            known = ", ".join(sorted(self._backends)) or "none"
+            raise BackendUnusable(f"backend {kind.value!r} is not available on this host; available: {known}")
+        return self._backends[kind]

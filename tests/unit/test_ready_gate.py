@@ -12,7 +12,7 @@ from workflows.gates import ReadyGate, SessionGate
 READY = WorkspaceReady(workspace_id="w", attempt=1)
 FAILED = ProvisioningFailed(workspace_id="w", attempt=1, error="broken", log_tail="log")
 LOST = WorkspaceLost(workspace_id="w", attempt=1, reason="exited with 1", log_tail="log")
-SILENT = LastLook(error="connection refused")
+SILENT = LastLook(error="connection refused", log_tail="fetching")
 
 DELIVERIES = {
     Verdict.READY: lambda gate: gate.ready(READY),
@@ -63,7 +63,7 @@ def test_a_silent_last_look_times_out_with_what_it_saw() -> None:
     gate.time_out(SILENT)
     assert gate.decision is not None
     assert gate.decision.source is FailureSource.PROVISION_TIMEOUT
-    assert gate.decision.error == "connection refused"
+    assert (gate.decision.error, gate.decision.detail) == ("connection refused", "fetching")
 
 
 def test_a_lost_workspace_fails_the_wait_with_its_log() -> None:

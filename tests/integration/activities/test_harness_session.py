@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from temporalio.testing import ActivityEnvironment
 
@@ -205,7 +206,8 @@ async def test_a_question_to_the_user_is_shown_until_it_is_answered(scene: Any) 
     await s.until(asked)
     assert (await s.output()) == "[waiting_for_user: Which branch?]\n"
     token = s.world.keys.agent_token(s.handle.workspace_id, 1)
-    answer = await s.world.activities._client.post(
+    answer = await asyncio.to_thread(
+        httpx.post,
         f"{s.handle.harness_url}/v1/runs/{s.request.run_id}/input",
         json={"answers": {"Which branch?": "main"}},
         headers={"Authorization": f"Bearer {token}"},
@@ -244,7 +246,7 @@ async def test_a_harness_that_was_started_anew_does_not_leave_the_session_runnin
         return "begun" in await s.output()
 
     await s.until(begun)
-    await s.world.activities._agent(s.handle).restart_harness()
+    await s.world.activities._sight.agent(s.handle).restart_harness()
     end = await following
     assert end.status is SessionStatus.INTERRUPTED
     assert end.error == "the harness was started anew and has forgotten the run"

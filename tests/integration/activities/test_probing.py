@@ -128,7 +128,7 @@ async def test_only_200_is_ready_unless_it_says_otherwise(world: World, answer: 
 
 async def test_a_port_that_accepts_and_says_nothing_is_not_ready(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """S15"""
-    monkeypatch.setattr("activities.task_activities.LAST_PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("activities.sight.LAST_PROBE_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with probing(world, image(silent.getsockname()[1])) as probe:
             await probe.sees("did not answer within 0.2 s")

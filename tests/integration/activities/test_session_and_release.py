@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import httpx
+import pytest
 
 from activities import processes
 from activities.task_activities import ActivitySettings, TaskActivitiesImpl
@@ -97,11 +98,15 @@ async def test_the_last_look_probes_in_time_while_the_registry_is_away(world: Wo
 async def test_the_last_look_tells_what_it_saw(world: World, api: CallbackApi, tmp_path: Path) -> None:
     """S08, S15: booting, failed, something else on the port, an agent that is gone."""
     os.mkfifo(tmp_path / "go")
-    task = await world.submit(readiness=Readiness.CALLBACK, setup=(f"cat {tmp_path}/go", "false"))
+    os.mkfifo(tmp_path / "begun")
+    setup = (f"echo downloading; echo > {tmp_path}/begun; cat {tmp_path}/go", "false")
+    task = await world.submit(readiness=Readiness.CALLBACK, setup=setup)
     _, handle = await world.provision(task)
+    await asyncio.to_thread((tmp_path / "begun").read_text)
     look = await world.run(world.activities.look_once_more, handle)
     assert (look.ready, look.failed) == (False, None)
     assert "booting" in look.error
+    assert look.log_tail == "downloading\n", "what it hangs in"
 
     look = await world.run(world.activities.look_once_more, handle.model_copy(update={"harness_url": api.url}))
     assert not look.ready
@@ -175,6 +180,26 @@ async def test_an_agent_that_says_it_failed_is_believed_at_once_and_its_log_kept
     [failure] = error.details
     assert failure.source is FailureSource.PROBE
     assert "no uv here" in failure.detail
+
+
+async def test_a_workspace_that_said_it_is_ready_and_is_not_fails_when_verifying_has_had_its_time(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S15: and no second try begins that time anew."""
+    monkeypatch.setattr("activities.sight.VERIFY_SECONDS", 1.0)
+    os.mkfifo(tmp_path / "begun")
+    setup = (f"echo downloading; echo > {tmp_path}/begun; sleep 1000",)
+    task = await world.submit(readiness=Readiness.CALLBACK, setup=setup)
+    _, handle = await world.provision(task)
+    await asyncio.to_thread((tmp_path / "begun").read_text)
+    async with asyncio.timeout(5):
+        error = await world.fails(
+            world.activities.create_session, world.session(task, handle), ErrorType.PROVISION_FAILED
+        )
+    assert error.message.startswith(f"worktree workspace {task.workspace_id} never became ready: http://")
+    assert "is booting: setup[0]" in error.message
+    [failure] = error.details
+    assert (failure.source, failure.detail) == (FailureSource.PROBE, "downloading\n")
 
 
 async def test_stopping_a_session_that_never_was_or_whose_workspace_is_gone(world: World) -> None:
