@@ -183,14 +183,23 @@ async def bundle(task_id: str, api: Api) -> Response:
 
 @router.get("/{task_id}/progress")
 async def progress(task_id: str, api: Api) -> TaskProgress:
-    """Tell what a task that runs waits for, since when, until when, and the last error. Its workflow answers."""
+    """Tell what a task that runs waits for, since when, until when, and the last error.
+
+    Its workflow answers, but for what only the activity under way knows, which is in the task's row.
+    """
     view = await _view(api, task_id)
     found = None if view.status.is_final else await task_progress(api.temporal, task_id)
     if found is None:
         raise Problem(
             409, "no-workflow", f"task {task_id!r} is {view.status.value}, and no workflow of it runs; GET it instead"
         )
-    return found
+    verifying = found.step is TaskStep.CREATING_SESSION and view.step is TaskStep.VERIFYING
+    return found.model_copy(
+        update={
+            "step": TaskStep.VERIFYING if verifying else found.step,
+            "last_error": view.last_error or found.last_error,
+        }
+    )
 
 
 @router.post("/{task_id}/cancel", status_code=202)

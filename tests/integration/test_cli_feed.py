@@ -4,6 +4,8 @@ import asyncio
 
 import httpx
 import pytest
+from temporalio import workflow
+from temporalio.worker import Worker
 
 from cli import client as client_module
 from cli import feed as feed_module
@@ -13,8 +15,9 @@ from cli.errors import Refused, Unreachable
 from cli.feed import TaskFeed
 from messages.errors import ErrorType
 from messages.keys import Keyring
-from messages.statuses import TaskStatus
-from messages.tasks import TaskOutcome
+from messages.names import STATUS_QUERY, TASK_RUNNER
+from messages.statuses import TaskStatus, TaskStep
+from messages.tasks import TaskInput, TaskOutcome, TaskProgress
 from messages.views import EventView
 from store.registry import Registry
 from tests.support.api import API_TOKEN, RunningApi, Workspace, eventually, serving
@@ -222,3 +225,34 @@ async def test_what_a_task_waits_for_is_asked_of_its_workflow(api: RunningApi) -
     async with ApiClient(Service(api.url, API_TOKEN)) as client:
         with pytest.raises(Refused, match="no workflow"):
             await client.progress(workspace.task.task_id)
+
+
+@workflow.defn(name=TASK_RUNNER, sandboxed=False)
+class Creating:
+    """A task that is about to create its session, as its workflow sees that."""
+
+    @workflow.run
+    async def run(self, _: TaskInput) -> None:
+        await workflow.wait_condition(lambda: False)
+
+    @workflow.query(name=STATUS_QUERY)
+    def status(self) -> TaskProgress:
+        return TaskProgress(
+            status=TaskStatus.RUNNING,
+            step=TaskStep.CREATING_SESSION,
+            waiting_for="the workspace to answer",
+            since=workflow.now(),
+            workspace_id="w-1",
+            attempt=1,
+        )
+
+
+async def test_what_only_the_activity_under_way_knows_is_told_as_well(api: RunningApi) -> None:
+    """S41: why a step is tried again, which its workflow hears of only at the end."""
+    workspace = await api.workspace()
+    task, queue = workspace.task.task_id, (await workspace.workflow.describe()).task_queue
+    await api.registry.tasks.advance(task, TaskStep.VERIFYING)
+    await api.registry.tasks.record_retry(task, "the workspace agent does not answer")
+    async with Worker(api.temporal, task_queue=queue, workflows=[Creating]):
+        told = (await api.user.get(f"/api/tasks/{task}/progress")).json()
+    assert (told["step"], told["last_error"]) == ("verifying", "the workspace agent does not answer")
