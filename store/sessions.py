@@ -47,6 +47,8 @@ _READ_OUTPUT = """
 """
 
 _MAX_OFFSET = 2**62
+MAX_OUTPUT_BYTES = 256 * 1024 * 1024
+"""How much of a session's output is kept: a program that never stops printing would fill the database's disk."""
 
 
 class SessionStore(Group):
@@ -155,19 +157,28 @@ class SessionStore(Group):
     ) -> OutputAppended:
         """Store a piece of a session's output, ``offset`` bytes (UTF-8) after its beginning.
 
-        What is stored already is not stored again. Raises :class:`OutputGap` where output before the piece is missing
-        and :class:`UnknownSession` where the attempt has no such session.
+        What is stored already is not stored again, and what is beyond :data:`MAX_OUTPUT_BYTES` never: a line says so
+        where the output was cut. Raises :class:`OutputGap` where output before the piece is missing and
+        :class:`UnknownSession` where the attempt has no such session.
         """
         names = {"id": session_id, "workspace_id": workspace_id, "attempt": attempt}
         row = await (await connection.execute(_LOCK_OUTPUT, names)).fetchone()
         if row is None:
             raise UnknownSession(f"workspace {workspace_id} has no session {session_id} in attempt {attempt}")
         stored: int = row["output_bytes"]
+        whole = text.encode("utf-8", "replace")
+        if stored > MAX_OUTPUT_BYTES:  # the note has been written
+            return OutputAppended(stored_bytes=0, next_offset=max(stored, offset + len(whole)))
         if offset > stored:
             raise OutputGap(session_id, expected=stored)
-        piece = text.encode("utf-8", "replace")[stored - offset :]
+        piece = whole[stored - offset :]
         if not piece:
             return OutputAppended(stored_bytes=0, next_offset=stored)
+        if stored + len(piece) > MAX_OUTPUT_BYTES:
+            note = (
+                f"\n[taskrunner keeps no more than the first {MAX_OUTPUT_BYTES // 1024**2} MiB of a session's output]\n"
+            )
+            piece = piece[: MAX_OUTPUT_BYTES - stored] + note.encode()
         end = stored + len(piece)
         await connection.execute(_APPEND_OUTPUT, {"id": session_id, "start": stored, "data": piece, "end": end})
         return OutputAppended(stored_bytes=len(piece), next_offset=end)

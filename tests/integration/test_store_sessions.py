@@ -132,6 +132,28 @@ async def test_output_is_stored_once_whatever_is_repeated(registry: Registry, ap
     assert [row["start"] for row in await rows(registry, "session_output")] == [0, 7, 12]
 
 
+async def test_output_without_end_is_taken_and_kept_up_to_a_limit(
+    registry: Registry, append: Append, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever sends it goes on undisturbed, and whoever reads it learns where it was cut."""
+    monkeypatch.setattr("store.sessions.MAX_OUTPUT_BYTES", 10)
+    await append(0, "0123456")
+    await append(7, "789")  # full to the last byte, and nothing was cut yet
+    assert (await registry.sessions.read_output("t-1")).data == b"0123456789"
+    await append(10, "abc")
+    for offset in (7, 13, 500):
+        appended = await append(offset, "more")
+        assert appended.stored_bytes == 0
+        assert appended.next_offset >= offset + 4
+    kept = (await registry.sessions.read_output("t-1")).data.decode()
+    assert kept.startswith("0123456789\n[taskrunner keeps no more than the first ")
+    assert kept.endswith(" of a session's output]\n")
+    view = await registry.tasks.get("t-1")
+    assert view
+    assert view.session
+    assert view.session.output_bytes == len(kept), "a follower knows when it has read all"
+
+
 async def test_output_after_a_gap_is_refused(registry: Registry, append: Append) -> None:
     await append(0, "abc")
     with pytest.raises(OutputGap, match="send from there") as gap:
