@@ -338,7 +338,7 @@ def _feed(settings: Settings, service: Service, task_id: str, work: Callable[[Ta
             raise Disconnected(str(e)) from e
 
     async def follow() -> None:
-        feed = TaskFeed(service, task_id, reconnect=reconnect)
+        feed = TaskFeed(service, task_id, reconnect=reconnect, say=render.say)
         try:
             await work(feed)
         finally:

@@ -48,6 +48,8 @@ class ApiClient:
         """Prepare; ``transport`` is used in place of a connection to the service's address."""
         self.service = service
         self.has_answered = False
+        self.answers = 0
+        """How many requests it has answered, but with that it cannot answer now."""
         headers = {"Authorization": f"Bearer {service.token}"} if service.token else {}
         self._http = httpx.AsyncClient(
             base_url=service.url,
@@ -243,6 +245,7 @@ class ApiClient:
             raise Unreachable(f"{self.service.shown_url} {'; '.join(self.service.refusal)}")
         self.has_answered = True
         if code < 400:
+            self.answers += 1
             return
         text = _problem_text(answer)
         if _problem_type(answer) == "not-set-up":  # waiting does not help

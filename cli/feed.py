@@ -7,12 +7,15 @@ from typing import TypeVar
 from cli.client import ApiClient, Disconnected
 from cli.discovery import Service
 from cli.errors import Unreachable
+from messages.defaults import DEFAULT_API_URL
 from messages.statuses import EventKind, TaskStatus
 from messages.views import BootLogEntry, EventView
 
 _PATIENCE_SECONDS = 120.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
+_UNMENTIONED_SECONDS = 2.0
+"""How long a service may be away without a word about it: one that is started anew is back by then, or nearly so."""
 
 _T = TypeVar("_T")
 
@@ -24,13 +27,24 @@ class TaskFeed:
     """One task at a service that may go away, and come back elsewhere, at any moment.
 
     It is waited for, for two minutes at a time, once it has answered; with ``patient_at_first`` before that too.
+    ``say`` is told of each time that it is away for more than a moment, once.
     """
 
-    def __init__(self, service: Service, task_id: str, *, reconnect: Reconnect, patient_at_first: bool = False) -> None:
+    def __init__(
+        self,
+        service: Service,
+        task_id: str,
+        *,
+        reconnect: Reconnect,
+        say: Callable[[str], None],
+        patient_at_first: bool = False,
+    ) -> None:
         self._api = ApiClient(service)
         self._retired: list[ApiClient] = []
         self._id = task_id
         self._reconnect = reconnect
+        self._say = say
+        self._answers_when_told = -1
         self._is_patient = patient_at_first
         self._reconnecting = asyncio.Lock()
         self._has_ended = asyncio.Event()
@@ -54,9 +68,9 @@ class TaskFeed:
         Raises ``Unreachable`` where it stays away.
         """
         loop = asyncio.get_running_loop()
-        pause, give_up_at, lost = _FIRST_PAUSE_SECONDS, None, None
+        pause, away_since, lost = _FIRST_PAUSE_SECONDS, None, None
         while True:
-            api, seen = self._api, self._seen
+            api, seen, answers, began = self._api, self._seen, self._answers, loop.time()
             try:
                 if lost is not None:
                     api = await self._connect_again(lost)
@@ -65,13 +79,30 @@ class TaskFeed:
                 self._is_patient = self._is_patient or api.has_answered
                 if not self._is_patient:
                     raise
-                if give_up_at is None or self._seen != seen:  # the first failure since it worked
-                    pause, give_up_at = _FIRST_PAUSE_SECONDS, loop.time() + _PATIENCE_SECONDS
-                if loop.time() > give_up_at:
+                # A task may have nothing to tell while it is followed well; what breaks off at once did not work.
+                held = self._answers != answers and loop.time() - began > _LONGEST_PAUSE_SECONDS
+                if away_since is None or self._seen != seen or held:  # the first failure since it worked
+                    pause, away_since = _FIRST_PAUSE_SECONDS, loop.time()
+                if loop.time() > away_since + _PATIENCE_SECONDS:
                     raise Unreachable(str(e)) from e
-            await asyncio.sleep(pause)
+                if loop.time() >= away_since + _UNMENTIONED_SECONDS:
+                    self._tell(api.service, e)
+            mention_in = away_since + _UNMENTIONED_SECONDS - loop.time()
+            await asyncio.sleep(min(pause, mention_in) if mention_in > 0 else pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             lost = api
+
+    def _tell(self, service: Service, error: Disconnected) -> None:
+        """Say that the service is waited for, unless another part of the program has done so since it answered."""
+        if self._answers_when_told == self._answers:
+            return
+        self._answers_when_told = self._answers
+        what = str(error).partition(";")[0]
+        is_dev = service.stack is not None or service.url == DEFAULT_API_URL
+        self._say(
+            f"{what[:1].upper()}{what[1:]}; waiting for it, two minutes at most"
+            + (" (start it with: taskrunner dev)" if is_dev else "")
+        )
 
     async def _connect_again(self, lost: ApiClient) -> ApiClient:
         """Replace the connection ``lost`` unless another part of the program has done so already."""
@@ -82,6 +113,10 @@ class TaskFeed:
                     self._api = ApiClient(service)
                     self._retired.append(lost)  # others may still be using it
             return self._api
+
+    @property
+    def _answers(self) -> int:
+        return sum(api.answers for api in (*self._retired, self._api))
 
     @property
     def _seen(self) -> tuple[int, int, int]:

@@ -48,7 +48,9 @@ class Follower:
         self._posted = posted
         self._noted = noted
         self._id = request.id or ""
-        self._feed = TaskFeed(service, self._id, reconnect=reconnect, patient_at_first=persist_submission)
+        self._feed = TaskFeed(
+            service, self._id, reconnect=reconnect, say=display.say, patient_at_first=persist_submission
+        )
         self._display = display
         self._stack_ends_with_us = stack_ends_with_us
         self._as_json = as_json

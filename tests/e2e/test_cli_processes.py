@@ -71,12 +71,14 @@ def test_a_task_outlives_the_kill_of_the_stack_and_ends_on_the_next(cli: Cli, ga
         follower.wait_for("begun", stream="out")
         stack.signal(signal.SIGKILL)
         stack.end()
+        follower.wait_for(f"No service answers for {cli.home}; waiting for it, two minutes at most", stream="err")
     servers = servers_of(cli)
     with cli.dev():
         assert not set(servers.values()) & set(servers_of(cli).values())
         gate.open("ended")
         # It was there before the kill, and found the new stack by itself.
-        assert follower.end().out == "begun\nended\n"
+        followed = follower.end()
+        assert (followed.out, followed.err.count("\n")) == ("begun\nended\n", 1), followed
         assert cli.json("show", "long")["status"] == "completed"
     assert cli.processes() == {}
 

@@ -36,8 +36,9 @@ class Follower:
         self.events: list[EventView] = []
         self.pieces: list[tuple[int, bytes]] = []
         self.progress: list[str] = []
+        self.said: list[str] = []
         self.news = asyncio.Condition()
-        self._feed = TaskFeed(Service(url or "", API_TOKEN), task_id, reconnect=self._reconnect)
+        self._feed = TaskFeed(Service(url or "", API_TOKEN), task_id, reconnect=self._reconnect, say=self.said.append)
 
     async def _reconnect(self) -> Service:
         self.asked.set()
@@ -208,6 +209,71 @@ async def test_a_service_that_stays_away_is_given_up(
         await eventually(lambda: _is(bool(follower.events)))
         follower.url = None
     with pytest.raises(Unreachable):
+        async with asyncio.timeout(20):
+            await following
+
+
+async def test_each_absence_of_a_service_is_told_once(
+    registry: Registry, temporal, keys: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S39: by events and output together, and a moment, as a restart takes, is not worth a word."""
+    monkeypatch.setattr(feed_module, "_UNMENTIONED_SECONDS", 0.5)
+    monkeypatch.setattr(feed_module, "_LONGEST_PAUSE_SECONDS", 0.1)
+    told = ["Nothing answers; waiting for it, two minutes at most"]
+    await registry.tokens.add("tests", API_TOKEN)
+    async with serving(registry, temporal, keys) as first:
+        workspace = await first.with_session(await first.workspace())
+        task_id = workspace.task.task_id
+        follower = Follower(first.url, task_id)
+        following = asyncio.create_task(follower.run())
+        await eventually(lambda: _is(bool(follower.events)))
+        follower.url = None
+    await eventually(lambda: _is(follower.said == told))
+    await asyncio.sleep(0.5)
+    async with serving(registry, temporal, keys) as second:
+        follower.url = second.url
+        await _append(second, workspace, 0, "one")
+        await eventually(lambda: _is(follower.output == b"one"))
+        assert follower.said == told
+        follower.asked.clear()
+    await follower.asked.wait()
+    async with serving(registry, temporal, keys) as third:
+        follower.url = third.url
+        await _append(third, workspace, 3, "two")
+        await eventually(lambda: _is(follower.output == b"onetwo"))
+        follower.url = None
+    await eventually(lambda: _is(follower.said == told * 2))
+    async with serving(registry, temporal, keys) as fourth:
+        follower.url = fourth.url
+        await registry.tasks.finish(task_id, DONE)
+        async with asyncio.timeout(20):
+            await following
+    assert follower.said == told * 2
+
+
+async def test_a_task_that_tells_nothing_is_waited_for_anew_each_time(
+    registry: Registry, temporal, keys: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S39: the two minutes of an absence do not run on through what was followed well since."""
+    monkeypatch.setattr(feed_module, "_PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(feed_module, "_LONGEST_PAUSE_SECONDS", 0.1)
+    await registry.tokens.add("tests", API_TOKEN)
+    async with serving(registry, temporal, keys) as first:
+        workspace = await first.with_session(await first.workspace())
+        follower = Follower(first.url, workspace.task.task_id)
+        following = asyncio.create_task(follower.run())
+        await eventually(lambda: _is(bool(follower.events)))
+        follower.url = None
+    await follower.asked.wait()
+    async with serving(registry, temporal, keys) as second:
+        follower.url = second.url
+        await asyncio.sleep(2)
+        assert not following.done()
+        follower.asked.clear()
+    await follower.asked.wait()
+    async with serving(registry, temporal, keys) as third:
+        follower.url = third.url
+        await registry.tasks.finish(workspace.task.task_id, DONE)
         async with asyncio.timeout(20):
             await following
 
