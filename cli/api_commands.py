@@ -19,7 +19,7 @@ from cli.client import ApiClient, Disconnected
 from cli.discovery import NoTaskYet, Service, find_again, find_service, require_service
 from cli.errors import CliError, Refused, Unreachable
 from cli.feed import TaskFeed
-from cli.follow import EMPTY_FOLDER, uses_empty_folder
+from cli.follow import empty_folder_note
 from cli.launch import joined_stack
 from cli.running import build_request, placed
 from messages.durations import format_duration
@@ -62,8 +62,8 @@ def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> None:
     request = build_request(env=env, **options)
     service = require_service(settings)
     task = _call(service, lambda api: api.submit(placed(request, settings, service)))
-    if uses_empty_folder(request):
-        render.say(EMPTY_FOLDER)
+    if note := empty_folder_note(request):
+        render.say(note)
     try:
         click.echo(task.model_dump_json() if as_json else task.id)
     except OSError as e:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from cli import early, render
 from cli.client import ApiClient
@@ -12,7 +13,8 @@ from cli.display import Display
 from cli.errors import INTERRUPTED, CliError, Refused, Unreachable, UsageError
 from cli.feed import Reconnect, TaskFeed
 from cli.interrupts import signals_to_leave
-from messages.statuses import EventKind, TaskStatus
+from cli.repository import find_repository
+from messages.statuses import BackendKind, EventKind, TaskStatus
 from messages.tasks import TaskRequest
 from messages.views import EventView, TaskView
 
@@ -215,8 +217,8 @@ class Follower:
         where = f", {task.repository.path or task.repository.url}" if task.repository else ""
         where += f" at {task.ref}" if task.ref else ""
         self._display.say(f"Task {task.id} on {task.template}{where}" + (f"\n  {task.ui_url}" if task.ui_url else ""))
-        if uses_empty_folder(self._request):
-            self._display.say(EMPTY_FOLDER)
+        if note := empty_folder_note(self._request):
+            self._display.say(note)
 
     def _say_how_to_go_on(self) -> None:
         ways = (("follow it", f"taskrunner logs -f {self._id}"), ("cancel it", f"taskrunner cancel {self._id}"))
@@ -229,9 +231,20 @@ class Follower:
             print(task.model_dump_json())
 
 
-EMPTY_FOLDER = "not in a git repository: an empty folder is used"
+def empty_folder_note(request: TaskRequest) -> str | None:
+    """Return what is said where a task works in an empty folder that its user may not expect."""
+    if request.repository is not None:
+        return None
+    asked = {request.backend, request.template} - {None}
+    if not asked:
+        return "not in a git repository: an empty folder is used"
+    if asked == {BackendKind.LOCAL.value} and _is_in_repository():
+        return "an empty folder is used; for a clone of the repository that you are in, add: --repo ."
+    return None
 
 
-def uses_empty_folder(request: TaskRequest) -> bool:
-    """Tell whether the user left it to us what to work on, and there was no repository around them."""
-    return request.repository is None and request.backend is None and request.template is None
+def _is_in_repository() -> bool:
+    try:
+        return find_repository(Path.cwd()) is not None
+    except (UsageError, OSError):  # nothing that a task without it needs
+        return False

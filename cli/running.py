@@ -108,7 +108,10 @@ def _timeout(text: str | None) -> timedelta | None:
 
 
 def _repository(repo: str | None, ref: str | None, backend: str | None, template: str | None) -> Repository | None:
-    """Return the repository to work on: the one named, else the one around us where the task may want one."""
+    """Return the repository to work on: the one named, else the one around us where the task may want one.
+
+    Who asks for local and nothing else wants a folder to try something in, not what lies around.
+    """
     if repo is not None and is_url(repo):
         return _checked("the URL", url=repo)
     if repo is None:

@@ -25,7 +25,7 @@ _OPTIONS = (
         "--repo",
         metavar="PATH|URL",
         shell_complete=completing.folders,
-        help="A git repository; by default the one you are in.",
+        help="A git repository; by default the one you are in, but with local alone, as backend or template, none.",
     ),
     click.option("--ref", metavar="REF", help="The commit, branch or tag to start from; by default HEAD."),
     click.option(

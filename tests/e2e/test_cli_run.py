@@ -91,7 +91,20 @@ def test_in_a_bare_repository_and_in_a_git_folder_the_repository_is_used(
 def test_outside_of_any_repository_it_says_so(cli: Cli) -> None:
     told = "not in a git repository: an empty folder is used"
     assert told in cli.run("run", "ls").err.splitlines()
-    assert told not in cli.run("run", "--backend", "local", "ls").err
+    assert "empty folder" not in cli.run("run", "--backend", "local", "ls").err
+
+
+@pytest.mark.parametrize("option", ["--backend", "--template"])
+def test_local_by_itself_leaves_the_repository_around_it_alone_and_says_so(
+    cli: Cli, repository: Path, option: str
+) -> None:
+    told = "an empty folder is used; for a clone of the repository that you are in, add: --repo ."
+    finished = cli.run("run", option, "local", "cat README 2>&1 || true", cwd=repository)
+    assert (finished.code, finished.out) == (0, "cat: README: No such file or directory\n"), finished
+    assert told in finished.err.splitlines()
+    named = cli.run("run", option, "local", "--repo", ".", "cat README", cwd=repository)
+    assert (named.code, named.out) == (0, "hello\n"), named
+    assert "empty folder" not in named.err
 
 
 def test_a_template_on_another_backend_keeps_the_repository(cli: Cli, repository: Path, tmp_path: Path) -> None:
