@@ -164,15 +164,22 @@ async def _take(lock: FileLock, home: Home, wait: Callable[[str], None] | None) 
 
 def _require_ports(ports: Ports) -> None:
     """Raise ``PortInUse`` for all ports that were asked for and are taken, before anything is started."""
-    wanted = ((ports.api, *_API), (ports.temporal, *_TEMPORAL), (ports.ui, *_UI))
+    wanted = (
+        (ports.api, DEFAULT_API_PORT, *_API),
+        (ports.temporal, DEFAULT_PORT, *_TEMPORAL),
+        (ports.ui, DEFAULT_UI_PORT, *_UI),
+    )
     taken: list[TakenPort] = []
-    for port, purpose, option in wanted:
+    instead: list[str] = []
+    for port, usual, purpose, option in wanted:
         try:
             choose_port(port, preferred=0, purpose=purpose, option=option)
+            instead += [f"{option} {port}"] if port not in {None, usual} else []
         except PortInUse as e:
             taken += e.taken
+            instead.append(f"{option} 0")
     if taken:
-        raise PortInUse(*taken)
+        raise PortInUse(*taken, instead=" ".join(instead))
 
 
 def _listeners(wanted: int | None, earlier: StackRecord | None) -> list[socket.socket]:

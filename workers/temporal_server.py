@@ -55,12 +55,15 @@ class TakenPort(NamedTuple):
 
 
 class PortInUse(StackError):
-    """Ports that were asked for are taken: ``taken``, at least one."""
+    """Ports that were asked for are taken: ``taken``, at least one.
 
-    def __init__(self, *taken: TakenPort) -> None:
+    ``instead`` are the options of ``dev`` that ask for others in their place, and for all else that was asked for.
+    """
+
+    def __init__(self, *taken: TakenPort, instead: str | None = None) -> None:
         *others, last = (f"{each.port} ({each.purpose})" for each in taken)
         ports = f"{', '.join(others)} and {last}" if others else last
-        free = " ".join(f"{each.option} 0" for each in taken)
+        free = instead or " ".join(f"{each.option} 0" for each in taken)
         these = f"port {ports} is" if len(taken) == 1 else f"ports {ports} are"
         super().__init__(
             f"{these} in use (taskrunner doctor says by whom); take what is free with: taskrunner dev {free}"

@@ -249,9 +249,13 @@ def test_all_ports_in_use_are_told_at_once_with_the_options_that_free_it(cli: Cl
         ports = [str(taken.getsockname()[1]) for taken in (one, other)]
         both = cli.run("dev", "--port", ports[0], "--temporal-port", "0", "--ui-port", ports[1])
         refused(both, 2, f"ports {ports[0]} (the API) and {ports[1]} (Temporal's UI) are in use")
-        refused(both, 2, "taskrunner dev --port 0 --ui-port 0")
+        refused(both, 2, "taskrunner dev --port 0 --temporal-port 0 --ui-port 0")
         single = cli.run("dev", "--port", "0", "--temporal-port", ports[0], "--ui-port", "0")
-        refused(single, 2, f"port {ports[0]} (Temporal) is in use", "taskrunner dev --temporal-port 0")
+        refused(single, 2, f"port {ports[0]} (Temporal) is in use")
+        refused(single, 2, "taskrunner dev --port 0 --temporal-port 0 --ui-port 0")
+        plain = cli.run("dev", "--port", ports[0], "--temporal-port", ports[1])  # the UI's is as it is without
+        refused(plain, 2, "taskrunner dev --port 0 --temporal-port 0")
+        assert "--ui-port 8233" not in plain.err
     assert cli.processes() == {}
 
 
