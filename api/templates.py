@@ -26,6 +26,11 @@ class TemplateError(Exception):
     """The request or a template cannot be used; the text says why and what to do."""
 
 
+def no_template(name: str) -> str:
+    """Return how the text of an error begins, or goes on, where there is no template of that name."""
+    return f"there is no template {name[:100]!r}"
+
+
 class TemplateSummary(BaseModel):
     """A template in a list; ``warning`` says what is doubtful about it."""
 
@@ -81,7 +86,7 @@ class TemplateFolder:
         for file, why in sorted(broken.items()):
             if name in self._called.get(file, ()):
                 raise TemplateError(f"the template {name[:100]!r} cannot be used: {file}: {why}")
-        text = f"there is no template {name[:100]!r}; known: {', '.join(sorted(templates))}"
+        text = f"{no_template(name)}; known: {', '.join(sorted(templates))}"
         if broken:
             files = "1 file" if len(broken) == 1 else f"{len(broken)} files"
             text += f"; {files} cannot be used: taskrunner templates list"

@@ -21,7 +21,7 @@ from cli.errors import CliError, Refused, Unreachable
 from cli.feed import TaskFeed
 from cli.follow import empty_folder_note
 from cli.launch import joined_stack
-from cli.running import build_request, placed
+from cli.running import build_request, placed, template_explained
 from messages.durations import format_duration
 from messages.names import result_branch
 from messages.settings import Settings, read_settings
@@ -61,7 +61,8 @@ def submit(as_json: bool, env: tuple[str, ...], **options: str | None) -> None:
     settings = read_settings()
     request = build_request(env=env, **options)
     service = require_service(settings)
-    task = _call(service, lambda api: api.submit(placed(request, settings, service)))
+    with template_explained(settings, request.template, service):
+        task = _call(service, lambda api: api.submit(placed(request, settings, service)))
     if note := empty_folder_note(request):
         render.say(note)
     try:
@@ -260,7 +261,7 @@ def show_template(name: str, as_json: bool) -> None:
     from pydantic import TypeAdapter
 
     found = _ask_templates(
-        lambda api: api.template(name), lambda own: details_of(own, name, os.environ).model_dump(mode="json")
+        lambda api: api.template(name), lambda own: details_of(own, name, os.environ).model_dump(mode="json"), name
     )
     if as_json:
         click.echo(json.dumps(found))
@@ -276,7 +277,9 @@ def show_template(name: str, as_json: bool) -> None:
 
 
 def _ask_templates(
-    call: Callable[[ApiClient], Awaitable[dict[str, Any]]], look_up: Callable[[TemplateFolder], dict[str, Any]]
+    call: Callable[[ApiClient], Awaitable[dict[str, Any]]],
+    look_up: Callable[[TemplateFolder], dict[str, Any]],
+    name: str | None = None,
 ) -> dict[str, Any]:
     settings = read_settings()
     try:
@@ -284,7 +287,8 @@ def _ask_templates(
     except NoTaskYet:
         service = None
     if service is not None:
-        return _call(service, call)
+        with template_explained(settings, name, service):
+            return _call(service, call)
     from cli.stack import check_templates
 
     try:

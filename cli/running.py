@@ -3,9 +3,10 @@
 import contextlib
 import gc
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def run(settings: Settings, request: TaskRequest, *, as_json: bool) -> int:
     """Submit ``request``, follow it to its end, and return the exit code."""
     service = service_of_others(settings)
     if service is not None:
-        return _run_elsewhere(service, placed(request, settings, service), as_json)
+        with template_explained(settings, request.template, service):
+            return _run_elsewhere(service, placed(request, settings, service), as_json)
     return _run_embedded(settings, request, as_json)
 
 
@@ -139,6 +141,31 @@ def _checked(what: str, **where: str) -> Repository:
         raise UsageError(f"--repo: {what} {first_violation(e).text}") from None
 
 
+@contextlib.contextmanager
+def template_explained(settings: Settings, name: str | None, service: Service) -> Generator[None]:
+    """Say, where the service does not know the template ``name``, that our own folder has it."""
+    try:
+        yield
+    except CliError as e:
+        if name is None or settings.templates is None:
+            raise
+        from api.templates import TemplateError, TemplateFolder, no_template
+
+        with contextlib.suppress(TemplateError):
+            if no_template(name) in str(e) and TemplateFolder(settings.templates).find(name):
+                raise type(e)(f"{e}; {_started_without(settings.templates, service)}") from None
+        raise
+
+
+def _started_without(templates: Path, service: Service) -> str:
+    text = f"{templates} has it, but the service was started without that folder; "
+    if service.stack is None:
+        return f"{text}start it again with a TASKRUNNER_TEMPLATES that has it"
+    if service.stack.while_used:
+        return f"{text}it stops with the last command that uses it: try again then"
+    return f"{text}start it again with TASKRUNNER_TEMPLATES={shlex.quote(str(templates))} taskrunner dev"
+
+
 def _post(service: Service, request: TaskRequest) -> early.Posted | None:
     """Send the request, so that the service works on it while we load what follows the task."""
     return early.post(f"{service.url}/api/tasks", request.body(), service.token, seconds=_SUBMISSION_SECONDS)
@@ -233,7 +260,8 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
         with interrupts_kept():
             hold_stack(home, users, say)
             service = join()
-        code = follow(service)
+        with template_explained(settings, request.template, service):
+            code = follow(service)
         interrupted = code == INTERRUPTED
     except KeyboardInterrupt:
         code, interrupted = INTERRUPTED, True

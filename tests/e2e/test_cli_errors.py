@@ -244,6 +244,24 @@ def test_templates_that_cannot_be_used_are_told_when_the_stack_starts_and_when_t
     assert "odd.yaml" not in cli.run("run", "--template", "good", "true", env=env).err
 
 
+def test_a_service_that_was_started_without_a_template_of_ours_is_told_so(cli: Cli) -> None:
+    """What it knows is no help to who has the file before his eyes."""
+    folder = cli.cwd / "templates"
+    folder.mkdir()
+    (folder / "review.yaml").write_text("name: review\nbackend: local\n")
+    env = {"TASKRUNNER_TEMPLATES": str(folder)}
+    told = f"known: container, local, worktree; {folder} has it, but the service was started without that folder"
+    again = f"start it again with TASKRUNNER_TEMPLATES={folder} taskrunner dev"
+    with cli.dev() as stack:
+        for command in ("run", "submit"):
+            refused(cli.run(command, "--template", "review", "x", env=env), 2, told, again)
+            refused(cli.run(command, "--template", "other", "x", env=env), 2, "known: container, local, worktree\n")
+        refused(cli.run("templates", "show", "review", env=env), 1, told, again)
+        api = stack.wait_for(r"API +(http://\S+)", stream="out")[1]
+        elsewhere = cli.run("run", "--template", "review", "x", env={**env, "TASKRUNNER_API_URL": api})
+        refused(elsewhere, 2, told, "start it again with a TASKRUNNER_TEMPLATES that has it")
+
+
 def test_all_ports_in_use_are_told_at_once_with_the_options_that_free_it(cli: Cli) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [str(taken.getsockname()[1]) for taken in (one, other)]
