@@ -114,10 +114,10 @@ def find_service(settings: Settings) -> Service | None:
     service, is_ours = default_service(settings), has_records(settings.home)
     if service is not None and service.token is not None:
         return service
+    if is_ours:  # also with TASKRUNNER_DATABASE_URL: what a run with it leaves is found by who looks with it
+        return None
     if settings.database_url is not None:  # of a service that is run here, and keeps no records in the home
         raise _nobody(settings)
-    if is_ours:
-        return None
     if service is not None:
         raise Unreachable(
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"

@@ -20,6 +20,7 @@ from cli.client import ApiClient
 from cli.discovery import Service, embedded_service
 from cli.errors import Unreachable
 from cli.home import FileLock, Home, waiting_for_start, waiting_for_stop
+from messages.defaults import DATABASE_IS_NOT_OURS
 from messages.keys import passing_keys
 from messages.settings import Settings
 from workers.postgres import start_postgres, without_libpq_settings
@@ -53,6 +54,12 @@ def say_on_terminal(text: str) -> None:
         render.say(text)
 
 
+@functools.cache
+def _say(text: str) -> None:
+    """Say it once, to programs too: the answer may not be the one that they expect."""
+    render.say(text)
+
+
 @asynccontextmanager
 async def _opened(settings: Settings) -> AsyncGenerator[ApiClient]:
     home = Home(settings.home)
@@ -74,7 +81,10 @@ async def _opened(settings: Settings) -> AsyncGenerator[ApiClient]:
                 await asyncio.wait_for(in_daemon_thread(stack.exclusive), _STOP_SECONDS)
         except TimeoutError:
             raise Unreachable(_in_the_way(home)) from None
-        say_on_terminal(f"No service runs: looking it up in {home.path}")
+        if settings.database_url is None:
+            say_on_terminal(f"No service runs: looking it up in {home.path}")
+        else:
+            _say(f"No service answers, and {DATABASE_IS_NOT_OURS}: looking it up in {home.path}")
         parts.enter_context(without_libpq_settings())
         # What takes longest to load is loaded while the server starts.
         loading = asyncio.create_task(asyncio.to_thread(import_module, "api.app"))

@@ -19,6 +19,7 @@ from cli.home import FileLock, Home
 from cli.interrupts import interrupts_kept, note_signals_to_leave, signals_to_leave
 from cli.launch import Progress, hold_stack, is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, find_with_commit, is_url
+from messages.defaults import DATABASE_IS_NOT_OURS
 from messages.durations import parse_duration
 from messages.names import is_id, random_id
 from messages.settings import Settings
@@ -207,9 +208,14 @@ def _run_embedded(settings: Settings, request: TaskRequest, as_json: bool) -> in
     started = left_at_once = False
     late: list[signal.Signals] = []
 
+    def before_start() -> None:
+        _check_here(settings, request)
+        if settings.database_url is not None:
+            say(f"{DATABASE_IS_NOT_OURS}: this runs on the embedded stack of {home.path}")
+
     def join() -> Service:
         nonlocal started
-        joined = join_stack(settings, home, say, before_start=lambda: _check_here(settings, request))
+        joined = join_stack(settings, home, say, before_start=before_start)
         started = started or joined.started
         return joined.service
 

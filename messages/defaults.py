@@ -7,6 +7,8 @@ DEFAULT_API_URL = "http://127.0.0.1:8070"
 WHERE_TOKENS_ARE = (
     "that of taskrunner dev, or of an api that was given none, is in the file api-token of its TASKRUNNER_HOME"
 )
+DATABASE_IS_NOT_OURS = "TASKRUNNER_DATABASE_URL is for worker, api and migrate alone"
+"""Told where the embedded stack, or its records, are used although the variable is set."""
 
 
 def token_path(home: Path) -> Path:

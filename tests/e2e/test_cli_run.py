@@ -94,6 +94,19 @@ def test_outside_of_any_repository_it_says_so(cli: Cli) -> None:
     assert "empty folder" not in cli.run("run", "--backend", "local", "ls").err
 
 
+def test_with_a_database_of_services_that_are_away_a_run_and_the_look_at_it_agree(cli: Cli) -> None:
+    """The commands that the run names have to find its task in the environment that it was given."""
+    env = {"TASKRUNNER_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x"}
+    unused = "TASKRUNNER_DATABASE_URL is for worker, api and migrate alone"
+    ran = cli.run("run", "--id", "apart", "echo hello", env=env)
+    assert (ran.code, ran.out) == (0, "hello\n"), ran
+    assert f"{unused}: this runs on the embedded stack of {cli.home}" in ran.err.splitlines()
+    shown = cli.run("show", "apart", env=env)
+    assert (shown.code, shown.err) == (0, f"No service answers, and {unused}: looking it up in {cli.home}\n"), shown
+    assert "completed" in shown.out
+    assert cli.run("submit", "x", env=env).code == 3
+
+
 @pytest.mark.parametrize("option", ["--backend", "--template"])
 def test_local_by_itself_leaves_the_repository_around_it_alone_and_says_so(
     cli: Cli, repository: Path, option: str

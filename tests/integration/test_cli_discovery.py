@@ -71,7 +71,9 @@ async def test_a_stack_that_went_away_is_not_replaced_by_a_stranger_at_the_usual
     elsewhere = Service("http://127.0.0.1:1", "mine")
     assert await asyncio.to_thread(find_again, with_token, elsewhere) == elsewhere
     (settings.home / "postgres").mkdir()
-    assert await asyncio.to_thread(find_service, settings) is None  # our own records are asked
+    with_services = settings.model_copy(update={"database_url": SecretStr("postgresql://")})
+    for records in (settings, with_services):
+        assert await asyncio.to_thread(find_service, records) is None  # our own records are asked
 
 
 def test_where_nobody_can_be_asked_it_is_said_what_begins_the_first_task(
