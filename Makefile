@@ -4,6 +4,12 @@
 PYTHON ?= python3
 PACKAGES := messages store activities workflows workers api cli agent
 NO_PYTHON := Python 3.11 to 3.13 is needed, with its venv module: install one so that it is on PATH
+# Prints the first Python that fits, of those that uv would find as well; nothing where there is none.
+FIND_PYTHON = IFS=:; for folder in $$PATH; do for name in python3 python3.13 python3.12 python3.11 python; do \
+  set -- "$$@" "$$folder/$$name"; done; done; \
+  for python in "$$(command -v $(PYTHON))" "$$@"; do \
+  fits=$$("$$python" -c 'import sys; print((3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null </dev/null) || continue; \
+  [ "$$fits" != True ] || { printf '%s\n' "$$python"; break; }; done
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 export PROMPT ?= git log -3 --format='%h %s' && ls && date > made-by-an-agent.txt
 
@@ -16,8 +22,9 @@ setup: .venv/.installed
 	@touch $@
 
 .tools/bin/uv:
-	@command -v $(PYTHON) >/dev/null || { echo "$(NO_PYTHON)" >&2; exit 1; }
-	$(PYTHON) -m venv .tools
+	@python=$$($(FIND_PYTHON)); [ -n "$$python" ] || \
+	  { echo "$(NO_PYTHON), or install uv, which gets one itself" >&2; exit 1; }; \
+	  "$$python" -c 'import ensurepip' 2>/dev/null || python=$(PYTHON); "$$python" -m venv .tools
 	.tools/bin/pip install --quiet uv
 
 temporal: setup
