@@ -94,7 +94,7 @@ class HarnessAgent(Manifest):
 
 
 AGENT_PRESETS = {
-    "shell": CommandAgent(command=("/bin/sh", "-c", PROMPT_PLACEHOLDER)),
+    "shell": CommandAgent(command=("/bin/sh", "-c", "--", PROMPT_PLACEHOLDER)),
     # https://code.claude.com/docs/en/headless and /en/permission-modes (Claude Code itself refuses this mode to root);
     # that "--" ends its options: https://github.com/anthropics/claude-code/issues/3844
     "claude-code": CommandAgent(

@@ -116,7 +116,7 @@ def test_what_the_request_says_replaces_what_the_template_says(tmp_path: Path) -
         folder, template="mine", agent="shell", timeout="1h", backend="worktree", repository={"path": "/r"}
     ).template
     assert (changed.name, changed.backend, changed.env) == ("mine", BackendKind.WORKTREE, {"A": "b"})
-    assert changed.agent.argv("x") == ["/bin/sh", "-c", "x"]
+    assert changed.agent.argv("x") == ["/bin/sh", "-c", "--", "x"]
     assert changed.session_timeout == timedelta(hours=1)
 
 

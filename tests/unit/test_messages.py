@@ -1,6 +1,8 @@
 """The shared vocabulary: ids, durations, templates, the provision timeout, tokens and keys."""
 
 import logging
+import shutil
+import subprocess
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -233,7 +235,16 @@ def test_a_preset_hands_the_whole_prompt_to_its_program_as_one_argument_that_is_
     argv = agent_preset(name).argv(prompt)
     assert argv[-1].endswith(prompt)
     assert "".join(argv).count(prompt) == 1
-    assert argv[-1] == f"--prompt={prompt}" or argv[-2] in {"--", "-c"}
+    assert argv[-1] == f"--prompt={prompt}" or argv[-2] == "--"
+
+
+@pytest.mark.parametrize("shell", ["sh", *filter(shutil.which, ["dash", "bash", "ksh", "zsh"])])
+def test_a_script_that_begins_with_a_dash_is_no_option_of_any_shell(shell: str) -> None:
+    """An image may have any of them at /bin/sh."""
+    _, *options = agent_preset("shell").argv('-x || echo "it goes on"')
+    ran = subprocess.run([shell, *options], capture_output=True, text=True, check=True)
+    assert ran.stdout == "it goes on\n"
+    assert "not found" in ran.stderr
 
 
 def test_every_preset_but_the_shell_says_how_its_program_is_installed() -> None:
