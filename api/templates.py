@@ -238,7 +238,11 @@ def _template(request: TaskRequest, templates: TemplateFolder) -> Template:
     if request.template is None and request.backend is not None and name not in {t.name for t in templates.all()}:
         name = BackendKind.LOCAL.value  # no template of its own: validation below says which backends there are
     template = templates.find(name)
-    return _validated({**template.model_dump(), **changes}) if changes else template
+    try:
+        return _validated({**template.model_dump(), **changes}) if changes else template
+    except TemplateError as e:
+        # Who named a template has to be told which one lacks something; else it is the request that is wrong.
+        raise TemplateError(f"template {name!r}: {e}" if request.template is not None else str(e)) from None
 
 
 def _repository(request: TaskRequest, backend: BackendKind, host_id: str) -> Repository | None:

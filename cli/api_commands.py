@@ -17,7 +17,7 @@ from api.templates import TemplateError, TemplateFolder, details_of, list_of
 from cli import offline, render
 from cli.client import ApiClient, Disconnected
 from cli.discovery import NoTaskYet, Service, find_again, find_service, require_service
-from cli.errors import CliError, Refused, Unreachable
+from cli.errors import CliError, Refused, Unreachable, UsageError
 from cli.feed import TaskFeed
 from cli.follow import empty_folder_note
 from cli.launch import joined_stack
@@ -82,6 +82,12 @@ def list_tasks(as_json: bool, **filters: str | int | None) -> None:
         if not as_json:
             render.say(f"{str(e)[:1].upper()}{str(e)[1:]}")
             return
+    except UsageError as e:
+        if "parameter cursor:" not in str(e):
+            raise
+        raise UsageError(
+            f"--cursor {filters['cursor']!r}: no earlier list gave it; leave it out to begin with the newest"
+        ) from None
     if as_json:
         click.echo(page.model_dump_json())
         return

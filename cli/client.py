@@ -216,10 +216,12 @@ class ApiClient:
         reason = str(error) or type(error).__name__
         if isinstance(error, httpx.RemoteProtocolError) and not self.has_answered and "illegal" in reason:
             return self._not_ours()  # what answers does not even speak HTTP
-        return Disconnected(
-            f"no service answers at {self.service.shown_url} ({reason}); start one with: taskrunner dev, or correct"
-            f" TASKRUNNER_API_URL; {ASK_THE_DOCTOR}"
-        )
+        mend = "start one with: taskrunner dev"
+        if not self.service.is_of_dev:
+            mend = "correct TASKRUNNER_API_URL, or start the service there"
+        elif self.service.stack is None:
+            mend += ", or correct TASKRUNNER_API_URL"
+        return Disconnected(f"no service answers at {self.service.shown_url} ({reason}); {mend}; {ASK_THE_DOCTOR}")
 
     def _object(self, answer: httpx.Response, *keys: str) -> dict[str, Any]:
         try:

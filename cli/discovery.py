@@ -33,6 +33,14 @@ class Service(NamedTuple):
         return without_user_info(self.url)
 
     @property
+    def is_of_dev(self) -> bool:
+        """Whether a ``taskrunner dev`` would take its place: what stands elsewhere is not of ours to start."""
+        return self.stack is not None or self.url in {
+            DEFAULT_API_URL,
+            DEFAULT_API_URL.replace("127.0.0.1", "localhost"),
+        }
+
+    @property
     def refusal(self) -> tuple[str, str]:
         """What is wrong where the service answers 401, and what mends it."""
         mend = f"set TASKRUNNER_API_TOKEN to a token of that service ({WHERE_TOKENS_ARE})"

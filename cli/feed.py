@@ -7,7 +7,6 @@ from typing import TypeVar
 from cli.client import ApiClient, Disconnected
 from cli.discovery import Service
 from cli.errors import Unreachable
-from messages.defaults import DEFAULT_API_URL
 from messages.statuses import EventKind, TaskStatus
 from messages.views import BootLogEntry, EventView
 
@@ -98,10 +97,9 @@ class TaskFeed:
             return
         self._answers_when_told = self._answers
         what = str(error).partition(";")[0]
-        is_dev = service.stack is not None or service.url == DEFAULT_API_URL
         self._say(
             f"{what[:1].upper()}{what[1:]}; waiting for it, two minutes at most"
-            + (" (start it with: taskrunner dev)" if is_dev else "")
+            + (" (start it with: taskrunner dev)" if service.is_of_dev else "")
         )
 
     async def _connect_again(self, lost: ApiClient) -> ApiClient:

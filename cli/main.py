@@ -96,6 +96,16 @@ class LazyGroup(click.Group):
             CompletionItem(name, help=text) for name, (_, text) in self._by_name.items() if name.startswith(incomplete)
         ]
 
+    def invoke(self, ctx: click.Context) -> object:
+        """Call the command; name it in errors of its options, of which click does not say whose they are."""
+        try:
+            return super().invoke(ctx)
+        except click.UsageError as e:
+            name = ctx.invoked_subcommand
+            if e.ctx is None and name and (command := self.get_command(ctx, name)) is not None:
+                e.ctx = click.Context(command, ctx, name)
+            raise
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:

@@ -56,6 +56,12 @@ def check_repository(path: Path, ref: str | None) -> Path:
         raise UsageError(f"{path} is not a git repository; name one with --repo, or use --backend local")
     top = find_repository(path) or Path(done.stdout.rstrip("\n"))
     if _git(top, "rev-parse", "--verify", "--quiet", "HEAD^{commit}").returncode != 0 and ref is None:
+        branches = _git(top, "for-each-ref", "--format=%(refname:short)", "refs/heads", "refs/remotes").stdout.split()
+        if branches:
+            raise UsageError(
+                f"{top} has no commit at HEAD, which names a branch that is not there; name another one:"
+                f" --ref {branches[0]}"
+            )
         raise UsageError(f"{top} has no commit yet; commit something first, or use --backend local")
     if ref is not None and _git(top, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}").returncode != 0:
         raise UsageError(f"{top} has no commit, branch or tag {ref!r}; see: git -C {top} branch -a")

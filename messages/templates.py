@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 
@@ -230,6 +231,13 @@ class Template(Manifest):
     heartbeat_interval: Duration = timedelta(seconds=15)
     push: bool = False
     container: ContainerConfig | None = None
+
+    @field_validator("backend", mode="before")
+    @classmethod
+    def _is_a_backend(cls, value: object) -> object:
+        if value not in tuple(BackendKind):  # pydantic would name those of later releases too
+            raise ValueError(f"has to be one of: {', '.join(SUPPORTED_BACKENDS)}")
+        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

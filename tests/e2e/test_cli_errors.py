@@ -42,6 +42,8 @@ def make_repository(folder: Path, *, commit: bool = True) -> Path:
     [
         (["run"], ["PROMPT", "taskrunner run --help"]),
         (["run", "--wat", "x"], ["--wat"]),
+        (["run", "x", "--id"], ["--id", "taskrunner run --help"]),
+        (["templates", "show", "--wat"], ["--wat", "taskrunner templates show --help"]),
         (["rnu", "x"], ["did you mean 'run'"]),
         (["run", "  "], ["blank"]),
         (["run", "--backend", "nowhere", "x"], ["nowhere", "local, worktree"]),
@@ -208,7 +210,7 @@ def test_ids_and_names_that_the_service_does_not_know(cli: Cli) -> None:
             refused(cli.run(command, "unknown"), 1, "unknown", "see: taskrunner list")
             refused(cli.run(command, "../x"), 2, "letters")
         refused(cli.run("templates", "show", "unknown"), 1, "unknown", "worktree")
-        refused(cli.run("list", "--cursor", "nonsense"), 2, "cursor")
+        refused(cli.run("list", "--cursor", "nonsense"), 2, "error: --cursor 'nonsense': no earlier list gave it")
         refused(cli.run("dev", "--port", "0"), 2, "runs on", "already")
         first = cli.run("submit", "--id", "same", "echo x")
         assert (first.code, first.out) == (0, "same\n"), first

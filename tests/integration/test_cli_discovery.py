@@ -23,8 +23,10 @@ from cli.discovery import (
     service_of_others,
 )
 from cli.errors import Unreachable
+from cli.home import StackRecord
 from cli.main import main
 from cli.running import placed
+from messages.defaults import DEFAULT_API_URL
 from messages.settings import Settings
 from messages.tasks import Repository, TaskRequest
 from tests.support.api import API_TOKEN, RunningApi
@@ -158,6 +160,25 @@ async def test_a_lost_answer_to_a_submission_names_the_id_to_repeat_it_with(answ
     async with answering(answer) as url, ApiClient(Service(url, None)) as client:
         with pytest.raises(Disconnected, match="--id t-mine"):
             await client.submit(REQUEST)
+
+
+@pytest.mark.parametrize(
+    ("url", "stack", "mend"),
+    [
+        ("http://127.0.0.1:1", None, "correct TASKRUNNER_API_URL, or start the service there"),
+        ("http://localhost:1", dead_stack(), "start one with: taskrunner dev"),
+        (DEFAULT_API_URL, None, "start one with: taskrunner dev, or correct TASKRUNNER_API_URL"),
+    ],
+    ids=["named", "the home's", "at the usual address"],
+)
+async def test_a_dev_is_named_where_it_would_be_used(url: str, stack: StackRecord | None, mend: str) -> None:
+    async def refuse(_: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    async with ApiClient(Service(url, None, stack), transport=httpx.MockTransport(refuse)) as client:
+        with pytest.raises(Disconnected) as told:
+            await client.tasks()
+    assert str(told.value) == f"no service answers at {url} (refused); {mend}; taskrunner doctor says what is missing"
 
 
 async def test_a_submission_that_cannot_have_arrived_says_nothing_of_ids() -> None:

@@ -120,6 +120,21 @@ def test_what_the_request_says_replaces_what_the_template_says(tmp_path: Path) -
     assert changed.session_timeout == timedelta(hours=1)
 
 
+def test_a_template_that_lacks_something_for_what_was_asked_is_named(tmp_path: Path) -> None:
+    (tmp_path / "review.yaml").write_text("name: review\nbackend: local\n")
+    with pytest.raises(TemplateError, match=r"^template 'review': backend container needs the key container"):
+        _resolve(TemplateFolder(tmp_path), template="review", backend="container")
+
+
+def test_backends_of_later_releases_are_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text("name: odd\nbackend: lokal\n")
+    (tmp_path / "later.yaml").write_text("name: later\nbackend: vm\n")
+    assert TemplateFolder(tmp_path).broken() == {
+        "odd.yaml": "backend: has to be one of: local, worktree, container",
+        "later.yaml": "backend 'vm' is not available in this release; use one of: local, worktree, container",
+    }
+
+
 def test_ids_are_made_where_none_is_given() -> None:
     folder = TemplateFolder()
     tasks = [_resolve(folder) for _ in range(50)]
