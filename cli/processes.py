@@ -5,11 +5,12 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,20 @@ import click
 
 from activities.threads import in_daemon_thread
 from cli import render
-from cli.errors import UsageError
+from cli.errors import Unreachable, UsageError
 from cli.home import FileLock, Home, StackRecord, waiting_for_start
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from messages.defaults import DEFAULT_API_URL, token_path
 from messages.settings import Settings, SettingsError
 from messages.urls import is_loopback, without_user_info
+from workers.errors import ASK_THE_DOCTOR
 
 _LOG_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+_REPEAT_SECONDS = 60.0
+"""How often the log says that PostgreSQL is away."""
 _BLOCKING_CALLS = 64
 """How many blocking calls (file trees, ``/proc``) run at once. asyncio's own limit goes by the number of CPUs, and is 6
 where there are two: a few large trees being removed would hold up every other task of the host."""
@@ -199,9 +203,13 @@ def api(settings: Settings, *, host: str, port: int, ui_url: str | None) -> int:
 
 def migrate_database(settings: Settings, *, as_json: bool) -> int:
     """Apply the missing migrations."""
+    from store.errors import RegistryUnavailable
     from store.schema import migrate
 
-    applied = migrate(_database_url(settings))
+    try:
+        applied = migrate(_database_url(settings))
+    except RegistryUnavailable as e:
+        raise Unreachable(f"{_is_away(e)}; {ASK_THE_DOCTOR}") from e
     if as_json:
         click.echo(json.dumps({"applied": applied}))
     else:
@@ -217,7 +225,13 @@ def _check_schema(database_url: str) -> None:
     try:
         check_schema(database_url)
     except RegistryUnavailable as e:
-        logging.getLogger(__name__).warning("whether the database is of this release is not known: %s", e)
+        logging.getLogger(__name__).warning("whether the database is of this release is not known: %s", _is_away(e))
+
+
+def _is_away(error: Exception) -> str:
+    """Return why PostgreSQL cannot be reached, in one line, and what to do; libpq ends with a question of its own."""
+    reason = re.sub(r" Is the server running [^?]*\?", "", " ".join(str(error).split()))
+    return f"{reason}; check TASKRUNNER_DATABASE_URL, and whether PostgreSQL runs there"
 
 
 def _database_url(settings: Settings) -> str:
@@ -280,3 +294,19 @@ def _log_to_stderr() -> None:
 def _quieten() -> None:
     for name in ("httpx", "httpcore", "uvicorn.error"):  # a line for each request, or each start
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("psycopg.pool").addFilter(_once_a_minute())  # several for each second of an outage
+
+
+def _once_a_minute() -> Callable[[logging.LogRecord], bool]:
+    last = 0.0
+
+    def passes(record: logging.LogRecord) -> bool:
+        nonlocal last
+        if record.levelno < logging.WARNING:
+            return True
+        if record.created - last < _REPEAT_SECONDS:
+            return False
+        last = record.created
+        return True
+
+    return passes

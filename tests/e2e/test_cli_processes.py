@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.cli import Cli
+from tests.support.cli import Cli, is_one_line
 from tests.support.cuttable_proxy import cuttable_proxy
 from tests.support.stack import Gate
 from tests.support.temporal import stack_temporal
@@ -230,3 +230,18 @@ def test_servers_that_are_away_are_told(cli: Cli, command: str) -> None:
     assert finished.err.strip().splitlines()[-1].startswith("error: "), finished
     assert "127.0.0.1" in finished.err
     assert "Traceback" not in finished.err
+
+
+async def test_a_postgresql_that_is_away_is_told_with_the_next_step_and_once(cli: Cli, servers: dict[str, str]) -> None:
+    """However often the pool tries until it is given up."""
+    env = servers | {"TASKRUNNER_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/x"}
+    next_step = "Connection refused; check TASKRUNNER_DATABASE_URL, and whether PostgreSQL runs there"
+    migrate = await asyncio.to_thread(cli.run, "migrate", env=env)
+    assert is_one_line(migrate), migrate
+    assert next_step in migrate.err
+    worker = cli.start("worker", env=env)
+    await asyncio.to_thread(worker.wait_for, "heartbeats cannot be read", stream="err")  # it waits for PostgreSQL
+    worker.signal(signal.SIGTERM)
+    ended = await asyncio.to_thread(worker.end)
+    assert ended.err.count("psycopg.pool") == 1, ended
+    assert next_step in ended.err
