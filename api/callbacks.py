@@ -41,7 +41,7 @@ ANSWER_READ_SECONDS = 0.25
 OWNER_READ_SECONDS = 2.0
 """How long it may take where the workflow has closed, so that the read also finds who owns the workspace now."""
 STORE_SECONDS = 2.0
-"""How long storing a callback may take; altogether an answer takes 7 s at most, whatever is away."""
+"""How long storing a callback may take; altogether an answer takes 9 s at most, whatever is away."""
 
 router = APIRouter(prefix="/api/workspaces/{workspace_id}", tags=["callbacks"])
 

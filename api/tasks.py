@@ -1,5 +1,6 @@
 """The task API: submit, list, show, follow, cancel."""
 
+import asyncio
 import hashlib
 import json
 from typing import Annotated
@@ -21,7 +22,7 @@ from messages.sealed import env_digest, seal_env
 from messages.statuses import BackendKind, TaskStatus, TaskStep
 from messages.tasks import SavedResult, TaskInput, TaskOutcome, TaskProgress, TaskRequest
 from messages.views import TaskPage, TaskView
-from store.errors import RegistryUnavailable, TaskConflict
+from store.errors import InvalidCursor, NotStorable, RegistryUnavailable, TaskConflict
 
 MAX_KEY_CHARS = 255
 MAX_CURSOR_CHARS = 500
@@ -63,7 +64,7 @@ async def submit(
             f"{e}; use another id or Idempotency-Key, or send the same request to get that task",
             task_id=e.task_id,
         ) from None
-    except ValueError as e:
+    except NotStorable as e:
         raise Problem(422, "invalid-task", f"the task cannot be recorded: {e}") from None
     task_id = submission.task.task_id
     if submission.status is TaskStatus.QUEUED:
@@ -91,7 +92,7 @@ async def list_tasks(  # noqa: PLR0917 (FastAPI passes them by name)
     """List tasks, newest first."""
     try:
         return await api.registry.tasks.list(status=status, step=step, backend=backend, limit=limit, cursor=cursor)
-    except ValueError:
+    except InvalidCursor:
         raise Problem(400, "invalid-parameter", "parameter cursor: not one that this API gave out") from None
 
 
@@ -235,7 +236,7 @@ async def cancel(task_id: str, api: Api) -> dict[str, str]:
 async def _task(api: Services, asked: TaskRequest) -> TaskInput:
     """Return the task that a new request asks for; raise the 422 for what cannot run."""
     try:
-        task = resolve(asked, api.templates, host_id=api.given.host_id)
+        task = await asyncio.to_thread(resolve, asked, api.templates, host_id=api.given.host_id)
     except TemplateError as e:
         raise Problem(422, "invalid-task", f"the task cannot run as asked: {e}") from None
     if task.repository is not None and task.repository.host is not None:
