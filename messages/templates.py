@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from messages.durations import Duration
-from messages.names import ENV_PATTERN, Id
+from messages.names import ENV_PATTERN, IMAGE_PATTERN, MEMORY_PATTERN, NETWORK_PATTERN, Id
 from messages.statuses import BackendKind, Readiness
 
 EnvName = Annotated[str, StringConstraints(pattern=ENV_PATTERN, max_length=200)]
@@ -184,11 +184,11 @@ class ContainerConfig(Manifest):
     no workspace agent of ours is mounted. publish: the address of Docker's machine at which ports are published.
     """
 
-    image: Annotated[str, StringConstraints(pattern=r"^[^\s-]\S*$", max_length=500)]
+    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=500)]
     cpus: Annotated[float, Field(gt=0, le=1024)] | None = None
-    memory: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,18}[bkmgBKMG]?$")] | None = None
+    memory: Annotated[str, StringConstraints(pattern=MEMORY_PATTERN)] | None = None
     pids: Annotated[int, Field(gt=0, le=4_194_304)] = 4096
-    network: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)] | None = None
+    network: Annotated[str, StringConstraints(pattern=NETWORK_PATTERN, max_length=200)] | None = None
     workspace_agent: WorkspaceAgent = WorkspaceAgent.MOUNT
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] | None = None
     port: Annotated[int, Field(gt=0, lt=65536)] | None = None

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import agent
 from cli.main import VERSION
 from messages import names
-from messages.callbacks import LOG_TAIL_BYTES, ReadyBody, log_tail
+from messages.callbacks import LOG_TAIL_BYTES, BootLogBody, FinishedBody, HeartbeatBody, OutputBody, ReadyBody, log_tail
 from messages.durations import Duration, format_duration, parse_duration
 from messages.keys import Keyring, KeysError, create_keys, load_keys
+from messages.names import HOST_PATTERN, ID_PATTERN
+from messages.settings import Settings
 from messages.statuses import (
     SESSION_TRANSITIONS,
     TASK_TRANSITIONS,
@@ -36,7 +38,7 @@ from messages.templates import (
 )
 from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.tokens import InvalidToken, mint_callback_token, verify_callback_token
-from messages.validation import first_violation
+from messages.validation import explain, first_violation
 
 
 @pytest.mark.parametrize("good", ["a", "0", "a-b", "x" * 40])
@@ -348,6 +350,54 @@ def test_a_field_is_named_as_it_stands_in_what_was_sent(agent: object, told: str
     with pytest.raises(ValidationError) as refused:
         template(agent=agent)
     assert str(first_violation(refused.value)) == told
+
+
+@pytest.mark.parametrize(
+    ("container", "told"),
+    [
+        ({"image": "-x"}, "container.image: has to be the name of an image: without spaces, and no hyphen first"),
+        ({"image": "x", "memory": "4x"}, "container.memory: has to be a number of bytes, or as 512m or 4g"),
+        ({"image": "x", "network": "-"}, "container.network: has to be letters, digits, dots, underscores and hyphens"),
+        ({"image": "x", "pids": "9" * 5000}, "container.pids: is too large a number"),
+    ],
+)
+def test_what_is_wrong_with_a_container_is_told_in_words(container: object, told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        template(backend="container", container=container)
+    assert str(first_violation(refused.value)).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (FinishedBody, "status: has to be one of: completed, failed, interrupted, cancelled"),
+        (BootLogBody, "timestamp: has to be a time, for example 2026-01-31T13:04:00Z"),
+    ],
+)
+def test_what_is_wrong_with_a_callback_is_told_without_words_of_python(body: type[BaseModel], told: str) -> None:
+    sent = {"step": "setup", "message": "x", "timestamp": "soon"}
+    with pytest.raises(ValidationError) as refused:
+        body.model_validate({"status": "done" if body is FinishedBody else "started", **sent})
+    assert str(first_violation(refused.value)) == told
+
+
+def test_no_pattern_is_shown_to_whom_it_refuses() -> None:
+    schemas = TypeAdapter(tuple[TaskRequest, Template, OutputBody, HeartbeatBody, Settings]).json_schema()
+    patterns = _patterns_in(schemas)
+    assert ID_PATTERN in patterns
+    assert HOST_PATTERN in patterns
+    for pattern in patterns:
+        assert "has to be" in explain({"type": "string_pattern_mismatch", "ctx": {"pattern": pattern}}), pattern
+
+
+def _patterns_in(schema: Any) -> set[str]:
+    if isinstance(schema, list):
+        return {pattern for part in schema for pattern in _patterns_in(part)}
+    if not isinstance(schema, dict):
+        return set()
+    # The names of a mapping's keys are patterns too, as those of properties.
+    own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+    return own | set(schema.get("patternProperties", ())) | _patterns_in(list(schema.values()))
 
 
 def test_an_unknown_kind_of_agent_is_refused_with_those_that_there_are() -> None:
