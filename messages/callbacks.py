@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic.alias_generators import to_camel
 
 from messages.names import Id
+from messages.numbers import WholeNumber
 from messages.statuses import BootStatus, HeartbeatState, SessionStatus
 
 MAX_BODY_BYTES = 64 * 1024
@@ -76,7 +77,7 @@ class HeartbeatBody(CallbackBody):
     state: HeartbeatState
     reason: ShortText | None = None
     sessions: list[Id] | None = Field(default=None, max_length=100)
-    pending: Annotated[int, Field(ge=0)] | None = None
+    pending: Annotated[int, Field(ge=0), WholeNumber] | None = None
     metrics: dict[str, float] | None = Field(default=None, max_length=100)
 
 
@@ -87,7 +88,7 @@ class OutputBody(CallbackBody):
     chunks joined.
     """
 
-    offset: Annotated[int, Field(ge=0, le=2**62)]
+    offset: Annotated[int, Field(ge=0, le=2**62), WholeNumber]
     chunks: list[str]
 
 
@@ -98,7 +99,7 @@ class FinishedBody(CallbackBody):
     """
 
     status: FinalSessionStatus
-    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31), WholeNumber] | None = None
     summary: ShortText | None = None
     error_message: ShortText | None = None
 

@@ -1,5 +1,6 @@
 """The shared vocabulary: ids, durations, templates, the provision timeout, tokens and keys."""
 
+import json
 import logging
 import tomllib
 from datetime import UTC, datetime, timedelta
@@ -26,7 +27,7 @@ from messages.statuses import (
     TaskStatus,
     WorkspaceStatus,
 )
-from messages.tasks import TaskRequest
+from messages.tasks import TaskInput, TaskRequest
 from messages.templates import (
     AGENT_PRESETS,
     INSTALL_COMMANDS,
@@ -379,6 +380,55 @@ def test_what_is_wrong_with_a_callback_is_told_without_words_of_python(body: typ
     with pytest.raises(ValidationError) as refused:
         body.model_validate({"status": "done" if body is FinishedBody else "started", **sent})
     assert str(first_violation(refused.value)) == told
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"runtime_config": {"provision_timeout_seconds": True}},
+            "runtime_config.provision_timeout_seconds: has to be a",
+        ),
+        (
+            {"backend": "container", "container": {"image": "x", "pids": True}},
+            "container.pids: has to be a whole number",
+        ),
+        ({"backend": "container", "container": {"image": "x", "cpus": True}}, "container.cpus: has to be a number"),
+        (
+            {"backend": "container", "container": {"image": "x", "port": True}},
+            "container.port: has to be a whole number",
+        ),
+        ({"agent": {"kind": "harnessd", "command": ["x"], "port": True}}, "agent.port: has to be a whole number"),
+    ],
+)
+def test_true_is_no_number_in_a_template(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        template(**fields)
+    assert str(first_violation(refused.value)).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields", "told"),
+    [
+        (OutputBody, {"offset": True, "chunks": []}, "offset: has to be a whole number"),
+        (HeartbeatBody, {"state": "ready", "pending": False}, "pending: has to be a whole number"),
+        (FinishedBody, {"status": "failed", "exitCode": True}, "exitCode: has to be a whole number"),
+    ],
+)
+def test_true_is_no_number_in_a_callback(body: type[BaseModel], fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        body.model_validate(fields)
+    assert str(first_violation(refused.value)) == told
+
+
+def test_a_task_that_was_stored_with_what_is_refused_today_is_still_read() -> None:
+    """Templates of 0.1.0 could say it."""
+    own = {"setup": [""], "env": {"TASKRUNNER_X": "y"}}
+    stored = {"task_id": "t", "workspace_id": "w", "prompt": "x", "template": {"name": "t", "backend": "local", **own}}
+    read = TaskInput.model_validate_json(json.dumps(stored)).template
+    assert (read.setup, read.env) == (("",), {"TASKRUNNER_X": "y"})
+    with pytest.raises(ValueError, match="TASKRUNNER_X is ours"):
+        read.check_as_written()
 
 
 def test_no_pattern_is_shown_to_whom_it_refuses() -> None:
