@@ -58,14 +58,27 @@ class Problem(Exception):
         return JSONResponse(body, self.status, self.headers, PROBLEM_JSON)
 
 
+class FieldProblem(BaseModel):
+    """What is wrong with one field of a body, or one parameter."""
+
+    field: str
+    message: str
+
+
 class ProblemBody(BaseModel):
-    """The body of every error (RFC 9457), for the API's description."""
+    """The body of every error (RFC 9457), for the API's description; the last ones are there where they say something.
+
+    ``task_id`` is the task that an id or a key stands for, ``expected_offset`` where the next output has to begin.
+    """
 
     type: str
     title: str
     status: int
     detail: str
     instance: str
+    errors: list[FieldProblem] | None = None
+    task_id: str | None = None
+    expected_offset: int | None = None
 
 
 def unavailable(what: str, hint: str = "try again in a moment") -> Problem:

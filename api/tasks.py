@@ -7,12 +7,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from api import streams
 from api.dependencies import Api, EmptyIsNone, Services, require_user
 from api.limits import read_body
-from api.openapi import json_body
+from api.openapi import json_body, text_answer
 from api.problems import Problem, registry_away
 from api.templates import TemplateError, resolve
 from api.workflows_client import cancel_task, require_worker, start_task, task_progress
@@ -28,15 +28,30 @@ MAX_KEY_CHARS = 255
 MAX_CURSOR_CHARS = 500
 MAX_OFFSET = 2**62
 
+EVENTS_TYPE = "text/event-stream"
+LINES_TYPE = "application/x-ndjson"
+PATCH_TYPE = "text/x-diff"
 BUNDLE_TYPE = "application/x-git-bundle"
-_BINARY = {"type": "string", "format": "binary"}
 
 Cursor = Annotated[str, StringConstraints(max_length=MAX_CURSOR_CHARS)]
 
 router = APIRouter(prefix="/api/tasks", tags=["tasks"], dependencies=[Depends(require_user)])
 
 
-@router.post("", status_code=201, response_model=TaskView, openapi_extra=json_body(TaskRequest))
+class CancelAnswer(BaseModel):
+    """That the cancellation of the task ``id`` is asked for; ``detail`` is for people."""
+
+    id: str
+    detail: str
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=TaskView,
+    openapi_extra=json_body(TaskRequest),
+    responses={200: {"model": TaskView, "description": "A repeat: the task that was submitted by the same request."}},
+)
 async def submit(
     request: Request,
     api: Api,
@@ -102,7 +117,14 @@ async def show(task_id: str, api: Api) -> TaskView:
     return await _view(api, task_id)
 
 
-@router.get("/{task_id}/events", response_class=StreamingResponse)
+@router.get(
+    "/{task_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        **text_answer(EVENTS_TYPE),
+        204: {"description": "The task has ended, and nothing is left after Last-Event-ID."},
+    },
+)
 async def events(
     task_id: str,
     api: Api,
@@ -120,10 +142,10 @@ async def events(
         # Tells an EventSource, which reconnects after every end, that there is no more to come.
         return Response(status_code=204)
     stream = streams.events(api, task_id, after=after, step=view.step, ended=view.status.is_final, follow=follow)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=streams.HEADERS)
+    return StreamingResponse(stream, media_type=EVENTS_TYPE, headers=streams.HEADERS)
 
 
-@router.get("/{task_id}/logs", response_class=StreamingResponse)
+@router.get("/{task_id}/logs", response_class=StreamingResponse, responses=text_answer("text/plain"))
 async def logs(
     task_id: str,
     api: Api,
@@ -136,7 +158,7 @@ async def logs(
     return StreamingResponse(stream, media_type="text/plain; charset=utf-8", headers=streams.HEADERS)
 
 
-@router.get("/{task_id}/boot-log", response_class=StreamingResponse)
+@router.get("/{task_id}/boot-log", response_class=StreamingResponse, responses=text_answer(LINES_TYPE))
 async def boot_log(
     task_id: str,
     api: Api,
@@ -146,16 +168,16 @@ async def boot_log(
     """Return the workspace's boot log after the entry of that id, one JSON object a line; ``follow`` as for logs."""
     view = await _view(api, task_id)
     stream = streams.boot_log(api, task_id, after=after, ended=view.status.is_final, follow=follow)
-    return StreamingResponse(stream, media_type="application/x-ndjson", headers=streams.HEADERS)
+    return StreamingResponse(stream, media_type=LINES_TYPE, headers=streams.HEADERS)
 
 
-@router.get("/{task_id}/diff", response_class=Response)
+@router.get("/{task_id}/diff", response_class=Response, responses=text_answer(PATCH_TYPE))
 async def diff(task_id: str, api: Api) -> Response:
     """Return what the task's agent changed, as a patch for ``git apply``."""
     view = await _view(api, task_id)
     patch = await api.registry.results.patch(task_id)
     if patch is not None:
-        return Response(patch, media_type="text/x-diff")
+        return Response(patch, media_type=PATCH_TYPE)
     if view.result is None:
         raise _no_change(view)
     raise Problem(
@@ -165,9 +187,7 @@ async def diff(task_id: str, api: Api) -> Response:
     )
 
 
-@router.get(
-    "/{task_id}/bundle", response_class=Response, responses={200: {"content": {BUNDLE_TYPE: {"schema": _BINARY}}}}
-)
+@router.get("/{task_id}/bundle", response_class=Response, responses=text_answer(BUNDLE_TYPE, binary=True))
 async def bundle(task_id: str, api: Api) -> Response:
     """Return what the task's agent changed, as a git bundle, where it was not left on a branch of a repository."""
     view = await _view(api, task_id)
@@ -204,7 +224,7 @@ async def progress(task_id: str, api: Api) -> TaskProgress:
 
 
 @router.post("/{task_id}/cancel", status_code=202)
-async def cancel(task_id: str, api: Api) -> dict[str, str]:
+async def cancel(task_id: str, api: Api) -> CancelAnswer:
     """Ask for the task's cancellation; it has ended once its workspace is released."""
     if not is_id(task_id):
         raise _unknown(task_id)
@@ -215,13 +235,13 @@ async def cancel(task_id: str, api: Api) -> dict[str, str]:
     except RegistryUnavailable:
         view = None  # Temporal alone can cancel
     if await cancel_task(api.temporal, task_id):
-        return {"id": task_id, "detail": "the cancellation was asked for; the workspace is released first"}
+        return CancelAnswer(id=task_id, detail="the cancellation was asked for; the workspace is released first")
     if view is None:
         raise registry_away()
     if view.status is TaskStatus.QUEUED:
         outcome = TaskOutcome(status=TaskStatus.CANCELLED, error="cancelled before it was started")
         if await api.registry.tasks.finish(task_id, outcome):
-            return {"id": task_id, "detail": "the task was cancelled before it was started"}
+            return CancelAnswer(id=task_id, detail="the task was cancelled before it was started")
     view = await _view(api, task_id)
     if view.status.is_final:
         raise _already_final(view)
