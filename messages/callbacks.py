@@ -60,7 +60,7 @@ class ProvisioningFailedBody(CallbackBody):
 class BootLogBody(CallbackBody):
     """``POST /api/workspaces/{id}/boot-log``."""
 
-    step: Annotated[str, StringConstraints(min_length=1), AfterValidator(lambda text: text[:MAX_STEP_CHARS])]
+    step: Annotated[str, AfterValidator(lambda text: text[:MAX_STEP_CHARS] if text.strip() else "unnamed")]
     status: BootStatus
     message: ShortText
     detail: str | None = None
