@@ -5,12 +5,12 @@ import hashlib
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, StringConstraints
 
 from api import streams
-from api.dependencies import Api, EmptyIsNone, Services, require_user
+from api.dependencies import USER_ROUTE, Api, EmptyIsNone, Services
 from api.limits import read_body
 from api.openapi import json_body, text_answer
 from api.problems import Problem, registry_away
@@ -35,7 +35,7 @@ BUNDLE_TYPE = "application/x-git-bundle"
 
 Cursor = Annotated[str, StringConstraints(max_length=MAX_CURSOR_CHARS)]
 
-router = APIRouter(prefix="/api/tasks", tags=["tasks"], dependencies=[Depends(require_user)])
+router = APIRouter(prefix="/api/tasks", tags=["tasks"], dependencies=USER_ROUTE)
 
 
 class CancelAnswer(BaseModel):

@@ -3,17 +3,17 @@
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from api.dependencies import Api, EmptyIsNone, require_user
+from api.dependencies import USER_ROUTE, Api, EmptyIsNone
 from api.problems import Problem
 from api.templates import TemplateDetails, TemplateError, TemplateList, details_of, list_of
 from messages.names import is_id
 from messages.statuses import WorkspaceStatus
 from messages.views import WorkspaceView
 
-router = APIRouter(prefix="/api", tags=["workspaces"], dependencies=[Depends(require_user)])
+router = APIRouter(prefix="/api", tags=["workspaces"], dependencies=USER_ROUTE)
 
 
 class WorkspaceList(BaseModel):
