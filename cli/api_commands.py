@@ -16,7 +16,7 @@ from activities.threads import in_daemon_thread
 from api.templates import TemplateError, TemplateFolder, details_of, list_of
 from cli import offline, render
 from cli.client import ApiClient, Disconnected
-from cli.discovery import NoTaskYet, Service, find_again, find_service, require_service
+from cli.discovery import NoTaskYet, Service, ServiceOfOthers, find_again, find_service, require_service
 from cli.errors import CliError, Refused, Unreachable
 from cli.feed import TaskFeed
 from cli.follow import EMPTY_FOLDER, uses_empty_folder
@@ -281,7 +281,7 @@ def _ask_templates(
     settings = read_settings()
     try:
         service = find_service(settings)
-    except NoTaskYet:
+    except (NoTaskYet, ServiceOfOthers):
         service = None
     if service is not None:
         return _call(service, call)
