@@ -43,7 +43,7 @@ class _Step(click.Choice[str]):
 @click.command("list")
 @click.option("--status", type=click.Choice([s.value for s in TaskStatus]), help="Only tasks of this status.")
 @click.option("--step", type=_Step([s.value for s in TaskStep]), help="Only tasks that are at this step.")
-@click.option("--backend", type=click.Choice(["local", "worktree", "container"]), help="Only tasks on this backend.")
+@click.option("--backend", type=click.Choice(completing.BACKENDS), help="Only tasks on this backend.")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="At most so many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where an earlier list ended.")
 @as_json_option
