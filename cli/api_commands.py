@@ -1,6 +1,7 @@
 """What the commands do that ask the task API about tasks."""
 
 import asyncio
+import base64
 import codecs
 import json
 import os
@@ -176,7 +177,12 @@ def diff(task_id: str, as_json: bool) -> None:
     """Print a task's change."""
     patch = call_api(lambda api: api.diff(task_id))
     if as_json:
-        click.echo(json.dumps({"task_id": task_id, "patch": patch.decode("utf-8", "replace")}))
+        text = encoded = None
+        try:
+            text = patch.decode()
+        except UnicodeDecodeError:  # names and text files too may be in any encoding
+            encoded = base64.b64encode(patch).decode()
+        click.echo(json.dumps({"task_id": task_id, "patch": text, "patch_base64": encoded}))
     else:
         sys.stdout.buffer.write(patch)
         sys.stdout.buffer.flush()
