@@ -1,10 +1,9 @@
 """What commands print, and to whom: bytes that are no text, readers that have had enough, files that take no more."""
 
 import base64
-import json
 import os
-import shlex
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -39,3 +38,71 @@ def test_a_patch_that_is_no_text_loses_nothing_in_json(cli: Cli, repository: Pat
             decoded = base64.b64decode(shown["patch_base64"], validate=True)
             assert decoded == patch
             assert applies(decoded)
+
+
+STREAMS = ("logs", "logs --json", "logs -f", "events", "events -f")
+READERS = (*STREAMS, "list", "show", "logs --boot", "diff", "diff --json")
+
+
+def reading(cli: Cli, command: str, task: str, stdout: int) -> Finished:
+    """Run a command that only reads, with ``stdout`` for its output, which is closed here."""
+    name, *options = command.split()
+    args = [name, *options, *([] if name == "list" else [task])]
+    try:
+        process = subprocess.Popen(
+            [*PROGRAM, *args], cwd=cli.cwd, env=cli.env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE
+        )
+    finally:
+        os.close(stdout)
+    _, err = process.communicate(timeout=60)
+    return Finished(process.returncode, b"", err)
+
+
+def closing(cli: Cli, command: str, task: str, wanted: int) -> Finished:
+    """Run a command whose reader closes the pipe when it has read ``wanted`` bytes."""
+    ours, theirs = os.pipe()
+
+    def read() -> None:
+        if wanted:
+            assert os.read(ours, wanted)
+        os.close(ours)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    if not wanted:
+        reader.join()
+    finished = reading(cli, command, task, theirs)
+    reader.join()
+    return finished
+
+
+def test_a_reader_that_has_had_enough_is_no_error_and_a_full_disk_is_one(
+    cli: Cli, repository: Path, gate: Gate
+) -> None:
+    """S36."""
+
+    def left(command: str, task: str, wanted: int) -> None:
+        finished = closing(cli, command, task, wanted)
+        assert (finished.code, finished.err) == (0, ""), (command, task, wanted, finished)
+
+    def full(command: str, task: str) -> None:
+        finished = reading(cli, command, task, os.open("/dev/full", os.O_WRONLY))
+        assert (finished.code, is_one_line(finished)) == (1, True), (command, task, finished)
+        assert "the output cannot be written: No space left on device" in finished.err
+
+    with cli.dev():
+        for task, prompt, commands in (("large", "seq 200000 | tee file", READERS), ("small", "echo x", STREAMS)):
+            assert cli.run("run", "--id", task, prompt, cwd=repository).code == 0
+            for command in commands:
+                left(command, task, 0)
+                left(command, task, 1)
+                full(command, task)
+        going = cli.start("run", "--backend", "local", "--id", "going", f"seq 200000; read line < {gate}")
+        going.wait_for("200000", stream="out")
+        left("logs -f", "going", 1)
+        left("events -f", "going", 0)
+        gate.open()
+        assert going.end().code == 0
+    for command in ("list", "logs", "logs -f", "events -f"):
+        left(command, "large", 0)
+        full(command, "large")
