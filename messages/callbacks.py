@@ -22,6 +22,9 @@ MAX_TEXT_CHARS = 4096
 MAX_STEP_CHARS = 100
 MAX_CERTIFICATE_CHARS = 4096
 
+NOT_KEPT = "not kept"
+"""The step of the boot log's entries about what an agent changed and a release could not save."""
+
 ShortText = Annotated[str, AfterValidator(lambda text: text[:MAX_TEXT_CHARS])]
 """Text for people. What is longer is cut, because a refusal is final: the workspace would have said it for nothing."""
 FinalSessionStatus = Literal[

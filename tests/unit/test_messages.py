@@ -80,6 +80,16 @@ def test_durations_as_people_write_them(text: str, seconds: float) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
 
 
+@pytest.mark.parametrize("text", ["1d", "1h30m", "45s", "2s", "500ms", "1s500ms", "1h1ms", "0s"])
+def test_a_duration_is_shown_as_it_was_written(text: str) -> None:
+    assert format_duration(parse_duration(text)) == text
+
+
+def test_a_duration_is_shown_to_the_millisecond() -> None:
+    assert format_duration(timedelta(seconds=1.9996)) == "2s"
+    assert format_duration(timedelta(microseconds=1499)) == "1ms"
+
+
 @pytest.mark.parametrize("text", ["", "2", "2x", "h", "-1s", "1.5h", "9999d", "9" * 29 + "d", "1" * 40 + "s"])
 def test_what_is_no_duration_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"duration|longer than a year"):
