@@ -133,7 +133,10 @@ class ContainerWatcher:
             _log.warning("%s: %s", task.get_name(), error)
 
     async def _tell(self, compute: Compute) -> None:
-        if not self._backend.should_run(compute) or await self._backend.is_well(compute):
+        if not self._backend.should_run(compute):
+            self._told -= {(compute.name, kind) for kind in (WorkspaceLost, ProvisioningFailed)}
+            return
+        if await self._backend.is_well(compute):
             return
         found = await self._backend.inspect(compute)
         sick = await self._backend.health(compute) if found.alive else None

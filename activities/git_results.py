@@ -21,7 +21,8 @@ from activities.threads import to_its_end
 MAX_PATCH_BYTES = 4 * 1024 * 1024
 MAX_BUNDLE_BYTES = 50 * 1000 * 1000
 
-_GITLINK = "160000"
+GITLINK = "160000"
+"""The mode of a submodule, as git lists it."""
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,10 @@ async def _nested_repositories(git: Git, base: str) -> list[str]:
     """Return the folders that are repositories of their own, submodules of the base left out."""
     others = (await git.run("ls-files", "--others", "--exclude-standard", "-z")).split("\0")
     nested = {path.rstrip("/") for path in others if path.endswith("/")}
-    staged = [line for line in (await git.run("ls-files", "--stage", "-z")).split("\0") if line.startswith(_GITLINK)]
+    staged = [line for line in (await git.run("ls-files", "--stage", "-z")).split("\0") if line.startswith(GITLINK)]
     if staged:
         before = (await git.run("ls-tree", "-r", "-z", "--full-tree", base)).split("\0")
-        submodules = {line.partition("\t")[2] for line in before if line.startswith(_GITLINK)}
+        submodules = {line.partition("\t")[2] for line in before if line.startswith(GITLINK)}
         nested |= {path for line in staged if (path := line.partition("\t")[2]) not in submodules}
     return sorted(path for path in nested if is_real_folder(git.cwd / path))
 

@@ -58,7 +58,10 @@ def identify(pid: int) -> ProcessId | None:
     return None if started is None else ProcessId(pid=pid, started=started, boot_id=boot_id())
 
 
+_REMEMBERED = 1000
 _children: dict[ProcessId, "subprocess.Popen[bytes]"] = {}
+_endings: dict[ProcessId, int] = {}
+"""How the last :data:`_REMEMBERED` of them ended: whoever asks may come when the next one has long been started."""
 _children_guard = threading.Lock()
 
 
@@ -66,7 +69,7 @@ def exit_code(process: ProcessId) -> int | None:
     """Return how a process that we started ended (negative: by that signal); None where it runs or is not ours."""
     with _children_guard:
         child = _children.get(process)
-        return child.poll() if child else None
+        return child.poll() if child else _endings.get(process)
 
 
 def is_alive(process: ProcessId) -> bool:
@@ -94,8 +97,11 @@ def start(
     assert found is not None
     process = ProcessId(pid=child.pid, started=found.started, boot_id=boot_id())
     with _children_guard:
-        for ended in [known for known, old in _children.items() if old.poll() is not None]:
+        for ended, code in [(known, code) for known, old in _children.items() if (code := old.poll()) is not None]:
             del _children[ended]
+            _endings[ended] = code
+        for forgotten in list(_endings)[:-_REMEMBERED]:
+            del _endings[forgotten]
         _children[process] = child
     return process
 

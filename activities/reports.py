@@ -10,7 +10,7 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
 from activities.errors import as_application_errors
-from messages.callbacks import BootLogBody
+from messages.callbacks import NOT_KEPT, BootLogBody
 from messages.statuses import BootStatus
 from store.errors import RegistryError
 from store.tasks import TaskStore
@@ -40,7 +40,7 @@ async def retries_told(tasks: TaskStore, task_id: str) -> AsyncGenerator[None]:
         raise
 
 
-class ProvisioningReports:
+class WorkspaceReports:
     """Reports on one attempt. None of them is worth a failure: what the registry does not take is left out."""
 
     def __init__(self, workspaces: WorkspaceStore, workspace_id: str, attempt: int) -> None:
@@ -62,8 +62,15 @@ class ProvisioningReports:
             _log.warning("%s: cannot be told: %s", text, e)
 
     async def warn(self, text: str) -> None:
-        """Leave a line in the boot log."""
-        entry = BootLogBody(step="checkout", status=BootStatus.COMPLETED, message=text, timestamp=datetime.now(UTC))
+        """Leave a line in the boot log about what the workspace lacks."""
+        await self._note("checkout", text)
+
+    async def lost(self, text: str) -> None:
+        """Leave a line in the boot log about what is not kept of the workspace."""
+        await self._note(NOT_KEPT, text)
+
+    async def _note(self, step: str, text: str) -> None:
+        entry = BootLogBody(step=step, status=BootStatus.COMPLETED, message=text, timestamp=datetime.now(UTC))
         try:
             await self._workspaces.append_boot_log(self._workspace_id, self._attempt, entry)
         except RegistryError as e:

@@ -20,7 +20,7 @@ from activities.errors import (
 )
 from activities.harness_session import Follower, create_run, stop_run
 from activities.heartbeat import until_worker_stops
-from activities.reports import ProvisioningReports, retries_told
+from activities.reports import WorkspaceReports, retries_told
 from activities.sight import Sight
 from activities.threads import until_done
 from messages.activities import (
@@ -135,7 +135,7 @@ class TaskActivitiesImpl(TaskActivities):
             except AttemptSuperseded:
                 await self._destroy_unless_in_use(backend, compute)
                 raise
-            reports = ProvisioningReports(self._registry.workspaces, task.workspace_id, attempt)
+            reports = WorkspaceReports(self._registry.workspaces, task.workspace_id, attempt)
             spec = WorkspaceSpec(
                 compute=compute,
                 template=task.template,
@@ -385,7 +385,8 @@ class TaskActivitiesImpl(TaskActivities):
 
     async def _save(self, backend: Backend, compute: Compute, request: ReleaseRequest) -> SavedResult | None:
         task_id = request.task.task_id
-        saved = await backend.save_result(compute, request.preflight.base_commit)
+        reports = WorkspaceReports(self._registry.workspaces, compute.workspace_id, compute.attempt)
+        saved = await backend.save_result(compute, request.preflight.base_commit, reports.lost)
         if saved is not None:
             await self._registry.results.save(task_id, saved.result, patch=saved.patch, bundle=saved.bundle)
             return saved.result

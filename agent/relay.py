@@ -56,29 +56,21 @@ def relay(harness: Harness, request: Request, handler: BaseHTTPRequestHandler) -
     if harness.token:
         headers["Authorization"] = f"Bearer {harness.token}"
     connection = http.client.HTTPConnection(HOST, port, timeout=_CONNECT_SECONDS)
-    try:
+    with contextlib.closing(connection), contextlib.ExitStack() as meanwhile:
         try:
             connection.connect()
             connection.sock.settimeout(None)  # a stream of events may be silent for long
+            meanwhile.enter_context(_ended_with(handler.connection, connection.sock))
             connection.request(request.method, request.target, request.body or None, headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as e:
             raise Away(harness.trouble or f"the harness does not answer: {e or type(e).__name__}") from e
-        with _ended_with(handler.connection, connection.sock):
-            _pass_back(response, handler)
-    finally:
-        connection.close()
+        _pass_back(response, handler)
 
 
 @contextlib.contextmanager
-def _ended_with(reader: socket.socket, source: socket.socket | None) -> Generator[None, None, None]:
-    """End the connection to the harness when the reader leaves: a stream that is silent would not notice for hours.
-
-    ``source`` is None where the whole answer has come, and its connection is closed.
-    """
-    if source is None:
-        yield
-        return
+def _ended_with(reader: socket.socket, source: socket.socket) -> Generator[None, None, None]:
+    """End the connection to the harness when the reader leaves: whoever waits for its answer would not notice."""
     done, finish = os.pipe()
     poller = select.poll()
     poller.register(reader, select.POLLRDHUP | select.POLLHUP)

@@ -74,6 +74,8 @@ class Sessions:
             if self._closed:
                 raise NotRecorded("the workspace agent is stopping")
             folder = self._folder / session_id
+            if folder.exists():  # it could not be read, and may run: better refused than run twice
+                raise NotRecorded(f"a session of this id is there and cannot be read: {folder}")
             try:
                 folder.mkdir()
                 sync_folder(self._folder)

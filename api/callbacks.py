@@ -7,6 +7,7 @@ reads, and signalled; only then is the registry read once, and only to choose th
 import asyncio
 from dataclasses import replace
 from enum import Enum, auto
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -41,7 +42,13 @@ ANSWER_READ_SECONDS = 0.25
 OWNER_READ_SECONDS = 2.0
 """How long it may take where the workflow has closed, so that the read also finds who owns the workspace now."""
 STORE_SECONDS = 2.0
-"""How long storing a callback may take; altogether an answer takes 7 s at most, whatever is away."""
+"""How long storing a callback may take; altogether an answer takes 9 s at most, whatever is away."""
+
+_DECIDING: dict[str, Any] = {
+    "response_model": CallbackAnswer,
+    "responses": {202: {"model": CallbackAnswer, "description": "Temporal is away: kept, and delivered later."}},
+}
+"""How what decides something is answered, for the API's description."""
 
 router = APIRouter(prefix="/api/workspaces/{workspace_id}", tags=["callbacks"])
 
@@ -52,7 +59,7 @@ class _Unknown(Enum):
     UNKNOWN = auto()
 
 
-@router.post("/ready", openapi_extra=json_body(ReadyBody))
+@router.post("/ready", openapi_extra=json_body(ReadyBody), **_DECIDING)
 async def ready(workspace_id: str, request: Request, api: Api, credentials: CallbackCredentials) -> JSONResponse:
     """Say that the workspace can take a session. Any number of repeats has the effect of one."""
     claims = api.callback_auth.claims(credentials, workspace_id)
@@ -66,7 +73,7 @@ async def ready(workspace_id: str, request: Request, api: Api, credentials: Call
     )
 
 
-@router.post("/provisioning-failed", openapi_extra=json_body(ProvisioningFailedBody))
+@router.post("/provisioning-failed", openapi_extra=json_body(ProvisioningFailedBody), **_DECIDING)
 async def provisioning_failed(
     workspace_id: str, request: Request, api: Api, credentials: CallbackCredentials
 ) -> JSONResponse:
@@ -129,7 +136,7 @@ async def output(
     return CallbackAnswer(success=True)
 
 
-@router.post("/sessions/{session_id}/finished", openapi_extra=json_body(FinishedBody))
+@router.post("/sessions/{session_id}/finished", openapi_extra=json_body(FinishedBody), **_DECIDING)
 async def finished(
     workspace_id: str, session_id: str, request: Request, api: Api, credentials: CallbackCredentials
 ) -> JSONResponse:

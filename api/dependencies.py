@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from fastapi.routing import APIRoute
 from pydantic import BeforeValidator
 from temporalio.client import Client
 
 from api.auth import CallbackAuth, UserAuth, UserCredentials
 from api.forwarding import Forwarder
+from api.problems import MAX_SHOWN_CHARS, unknown_parameter
 from api.single_flight import SingleFlight
 from api.templates import TemplateFolder
 from messages.keys import Keyring
@@ -78,3 +80,18 @@ Api = Annotated[Services, Depends(_services)]
 async def require_user(credentials: UserCredentials, api: Api) -> None:
     """Dependency of every user route: a valid API token."""
     await api.user_auth.check(credentials)
+
+
+async def known_parameters(request: Request) -> None:
+    """Dependency of user routes: refuses a query parameter that the route does not have.
+
+    A misspelt filter would list everything.
+    """
+    known = [parameter.alias for parameter in cast(APIRoute, request.scope["route"]).dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            raise unknown_parameter(name[:MAX_SHOWN_CHARS], known)
+
+
+USER_ROUTE = [Depends(require_user), Depends(known_parameters)]
+"""What every user route depends on, in this order: nobody without a token learns more than that."""

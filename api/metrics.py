@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.auth import UserCredentials
 from api.dependencies import Api, require_user
+from api.openapi import text_answer
 from messages.statuses import TaskStatus
 from store.errors import RegistryError
 
@@ -119,7 +120,7 @@ class _Figures:
         )
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=text_answer("text/plain"))
 async def metrics(request: Request, api: Api, credentials: UserCredentials) -> Response:
     """Return the figures in Prometheus' text format. On loopback no token is asked for; elsewhere an API token is."""
     if not request.app.state.loopback:

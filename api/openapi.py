@@ -18,6 +18,12 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
 
+def text_answer(media_type: str, *, binary: bool = False) -> dict[int | str, dict[str, Any]]:
+    """Return the ``responses`` of a route whose 200 is no JSON."""
+    schema = {"type": "string", **({"format": "binary"} if binary else {})}
+    return {200: {"content": {media_type: {"schema": schema}}}}
+
+
 def install(app: FastAPI, model_of_problems: type[BaseModel]) -> None:
     """Make ``app`` describe the bodies it reads and the problems it answers with."""
 

@@ -1,7 +1,8 @@
 """Errors as RFC 9457 problem details: what happened, to what, and what the caller can do."""
 
+import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -17,6 +18,8 @@ from store.errors import MigrationError, RegistryUnavailable
 
 PROBLEM_JSON = "application/problem+json"
 RETRY_AFTER_SECONDS = 2
+MAX_SHOWN_CHARS = 200
+"""How much of a path, or of the name of a parameter, is shown to whoever sent it."""
 _SHOWN_ERRORS = 20
 
 _log = logging.getLogger(__name__)
@@ -52,20 +55,33 @@ class Problem(Exception):
             "title": HTTPStatus(self.status).phrase,
             "status": self.status,
             "detail": self.detail,
-            "instance": request.url.path,
+            "instance": _shown_path(request),
             **self.extra,
         }
         return JSONResponse(body, self.status, self.headers, PROBLEM_JSON)
 
 
+class FieldProblem(BaseModel):
+    """What is wrong with one field of a body, or one parameter."""
+
+    field: str
+    message: str
+
+
 class ProblemBody(BaseModel):
-    """The body of every error (RFC 9457), for the API's description."""
+    """The body of every error (RFC 9457), for the API's description; the last ones are there where they say something.
+
+    ``task_id`` is the task that an id or a key stands for, ``expected_offset`` where the next output has to begin.
+    """
 
     type: str
     title: str
     status: int
     detail: str
     instance: str
+    errors: list[FieldProblem] | None = None
+    task_id: str | None = None
+    expected_offset: int | None = None
 
 
 def unavailable(what: str, hint: str = "try again in a moment") -> Problem:
@@ -81,6 +97,25 @@ def not_set_up(what: str, problem: str, hint: str) -> Problem:
 def registry_away() -> Problem:
     """Return the 503 for PostgreSQL being away."""
     return unavailable("the registry (PostgreSQL) is not available and the request needs it")
+
+
+def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
+    """Return the 400 for a query parameter that a route does not have."""
+    near = difflib.get_close_matches(name, known, n=1)
+    what_there_is = f"known: {', '.join(known)}" if known else "no parameter is"
+    return _invalid_parameters(
+        [{"field": name, "message": f"is not known here; {f'did you mean {near[0]!r}?' if near else what_there_is}"}]
+    )
+
+
+def _invalid_parameters(errors: Sequence[Mapping[str, str]]) -> Problem:
+    detail = "; ".join(f"parameter {e['field']}: {e['message']}" for e in errors[:3])
+    return Problem(400, "invalid-parameter", detail, errors=errors[:_SHOWN_ERRORS])
+
+
+def _shown_path(request: Request) -> str:
+    path = request.url.path
+    return path if len(path) <= MAX_SHOWN_CHARS else f"{path[:MAX_SHOWN_CHARS]}..."
 
 
 def invalid_body(error: ValidationError, what: str) -> Problem:
@@ -109,8 +144,8 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         details = {
-            404: f"there is nothing at {request.url.path}; /docs lists what there is",
-            405: f"{request.method} is not possible at {request.url.path}",
+            404: f"there is nothing at {_shown_path(request)}; /docs lists what there is",
+            405: f"{request.method} is not possible at {_shown_path(request)}",
         }
         detail = details.get(error.status_code, error.detail)
         code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
@@ -119,8 +154,7 @@ def install(app: FastAPI) -> None:
     async def on_parameters(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         errors = [{"field": str(e["loc"][-1]), "message": explain(e)} for e in error.errors()]
-        detail = "; ".join(f"parameter {e['field']}: {e['message']}" for e in errors[:3])
-        return Problem(400, "invalid-parameter", detail, errors=errors[:_SHOWN_ERRORS]).response(request)
+        return _invalid_parameters(errors).response(request)
 
     async def on_registry_away(request: Request, _: Exception) -> JSONResponse:
         return registry_away().response(request)

@@ -1,17 +1,18 @@
 """The task API: submit, list, show, follow, cancel."""
 
+import asyncio
 import hashlib
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request
+from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from pydantic import StringConstraints
+from pydantic import BaseModel, StringConstraints
 
 from api import streams
-from api.dependencies import Api, EmptyIsNone, Services, require_user
+from api.dependencies import USER_ROUTE, Api, EmptyIsNone, Services
 from api.limits import read_body
-from api.openapi import json_body
+from api.openapi import json_body, text_answer
 from api.problems import Problem, registry_away
 from api.templates import TemplateError, resolve
 from api.workflows_client import cancel_task, require_worker, start_task, task_progress
@@ -21,21 +22,36 @@ from messages.sealed import env_digest, seal_env
 from messages.statuses import BackendKind, TaskStatus, TaskStep
 from messages.tasks import SavedResult, TaskInput, TaskOutcome, TaskProgress, TaskRequest
 from messages.views import TaskPage, TaskView
-from store.errors import RegistryUnavailable, TaskConflict
+from store.errors import InvalidCursor, NotStorable, RegistryUnavailable, TaskConflict
 
 MAX_KEY_CHARS = 255
 MAX_CURSOR_CHARS = 500
 MAX_OFFSET = 2**62
 
+EVENTS_TYPE = "text/event-stream"
+LINES_TYPE = "application/x-ndjson"
+PATCH_TYPE = "text/x-diff"
 BUNDLE_TYPE = "application/x-git-bundle"
-_BINARY = {"type": "string", "format": "binary"}
 
 Cursor = Annotated[str, StringConstraints(max_length=MAX_CURSOR_CHARS)]
 
-router = APIRouter(prefix="/api/tasks", tags=["tasks"], dependencies=[Depends(require_user)])
+router = APIRouter(prefix="/api/tasks", tags=["tasks"], dependencies=USER_ROUTE)
 
 
-@router.post("", status_code=201, response_model=TaskView, openapi_extra=json_body(TaskRequest))
+class CancelAnswer(BaseModel):
+    """That the cancellation of the task ``id`` is asked for; ``detail`` is for people."""
+
+    id: str
+    detail: str
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=TaskView,
+    openapi_extra=json_body(TaskRequest),
+    responses={200: {"model": TaskView, "description": "A repeat: the task that was submitted by the same request."}},
+)
 async def submit(
     request: Request,
     api: Api,
@@ -63,7 +79,7 @@ async def submit(
             f"{e}; use another id or Idempotency-Key, or send the same request to get that task",
             task_id=e.task_id,
         ) from None
-    except ValueError as e:
+    except NotStorable as e:
         raise Problem(422, "invalid-task", f"the task cannot be recorded: {e}") from None
     task_id = submission.task.task_id
     if submission.status is TaskStatus.QUEUED:
@@ -91,7 +107,7 @@ async def list_tasks(  # noqa: PLR0917 (FastAPI passes them by name)
     """List tasks, newest first."""
     try:
         return await api.registry.tasks.list(status=status, step=step, backend=backend, limit=limit, cursor=cursor)
-    except ValueError:
+    except InvalidCursor:
         raise Problem(400, "invalid-parameter", "parameter cursor: not one that this API gave out") from None
 
 
@@ -101,7 +117,14 @@ async def show(task_id: str, api: Api) -> TaskView:
     return await _view(api, task_id)
 
 
-@router.get("/{task_id}/events", response_class=StreamingResponse)
+@router.get(
+    "/{task_id}/events",
+    response_class=StreamingResponse,
+    responses={
+        **text_answer(EVENTS_TYPE),
+        204: {"description": "The task has ended, and nothing is left after Last-Event-ID."},
+    },
+)
 async def events(
     task_id: str,
     api: Api,
@@ -119,10 +142,10 @@ async def events(
         # Tells an EventSource, which reconnects after every end, that there is no more to come.
         return Response(status_code=204)
     stream = streams.events(api, task_id, after=after, step=view.step, ended=view.status.is_final, follow=follow)
-    return StreamingResponse(stream, media_type="text/event-stream", headers=streams.HEADERS)
+    return StreamingResponse(stream, media_type=EVENTS_TYPE, headers=streams.HEADERS)
 
 
-@router.get("/{task_id}/logs", response_class=StreamingResponse)
+@router.get("/{task_id}/logs", response_class=StreamingResponse, responses=text_answer("text/plain"))
 async def logs(
     task_id: str,
     api: Api,
@@ -135,7 +158,7 @@ async def logs(
     return StreamingResponse(stream, media_type="text/plain; charset=utf-8", headers=streams.HEADERS)
 
 
-@router.get("/{task_id}/boot-log", response_class=StreamingResponse)
+@router.get("/{task_id}/boot-log", response_class=StreamingResponse, responses=text_answer(LINES_TYPE))
 async def boot_log(
     task_id: str,
     api: Api,
@@ -145,16 +168,16 @@ async def boot_log(
     """Return the workspace's boot log after the entry of that id, one JSON object a line; ``follow`` as for logs."""
     view = await _view(api, task_id)
     stream = streams.boot_log(api, task_id, after=after, ended=view.status.is_final, follow=follow)
-    return StreamingResponse(stream, media_type="application/x-ndjson", headers=streams.HEADERS)
+    return StreamingResponse(stream, media_type=LINES_TYPE, headers=streams.HEADERS)
 
 
-@router.get("/{task_id}/diff", response_class=Response)
+@router.get("/{task_id}/diff", response_class=Response, responses=text_answer(PATCH_TYPE))
 async def diff(task_id: str, api: Api) -> Response:
     """Return what the task's agent changed, as a patch for ``git apply``."""
     view = await _view(api, task_id)
     patch = await api.registry.results.patch(task_id)
     if patch is not None:
-        return Response(patch, media_type="text/x-diff")
+        return Response(patch, media_type=PATCH_TYPE)
     if view.result is None:
         raise _no_change(view)
     raise Problem(
@@ -164,9 +187,7 @@ async def diff(task_id: str, api: Api) -> Response:
     )
 
 
-@router.get(
-    "/{task_id}/bundle", response_class=Response, responses={200: {"content": {BUNDLE_TYPE: {"schema": _BINARY}}}}
-)
+@router.get("/{task_id}/bundle", response_class=Response, responses=text_answer(BUNDLE_TYPE, binary=True))
 async def bundle(task_id: str, api: Api) -> Response:
     """Return what the task's agent changed, as a git bundle, where it was not left on a branch of a repository."""
     view = await _view(api, task_id)
@@ -203,7 +224,7 @@ async def progress(task_id: str, api: Api) -> TaskProgress:
 
 
 @router.post("/{task_id}/cancel", status_code=202)
-async def cancel(task_id: str, api: Api) -> dict[str, str]:
+async def cancel(task_id: str, api: Api) -> CancelAnswer:
     """Ask for the task's cancellation; it has ended once its workspace is released."""
     if not is_id(task_id):
         raise _unknown(task_id)
@@ -214,13 +235,13 @@ async def cancel(task_id: str, api: Api) -> dict[str, str]:
     except RegistryUnavailable:
         view = None  # Temporal alone can cancel
     if await cancel_task(api.temporal, task_id):
-        return {"id": task_id, "detail": "the cancellation was asked for; the workspace is released first"}
+        return CancelAnswer(id=task_id, detail="the cancellation was asked for; the workspace is released first")
     if view is None:
         raise registry_away()
     if view.status is TaskStatus.QUEUED:
         outcome = TaskOutcome(status=TaskStatus.CANCELLED, error="cancelled before it was started")
         if await api.registry.tasks.finish(task_id, outcome):
-            return {"id": task_id, "detail": "the task was cancelled before it was started"}
+            return CancelAnswer(id=task_id, detail="the task was cancelled before it was started")
     view = await _view(api, task_id)
     if view.status.is_final:
         raise _already_final(view)
@@ -235,7 +256,7 @@ async def cancel(task_id: str, api: Api) -> dict[str, str]:
 async def _task(api: Services, asked: TaskRequest) -> TaskInput:
     """Return the task that a new request asks for; raise the 422 for what cannot run."""
     try:
-        task = resolve(asked, api.templates, host_id=api.given.host_id)
+        task = await asyncio.to_thread(resolve, asked, api.templates, host_id=api.given.host_id)
     except TemplateError as e:
         raise Problem(422, "invalid-task", f"the task cannot run as asked: {e}") from None
     if task.repository is not None and task.repository.host is not None:

@@ -19,6 +19,8 @@ from messages.validation import first_violation
 BUILTIN_FOLDER = Path(__file__).parent / "builtin_templates"
 MAX_TEMPLATE_BYTES = 256 * 1024
 
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+
 _Signature = tuple[tuple[str, int, int], ...]
 
 
@@ -56,6 +58,24 @@ class TemplateDetails(BaseModel):
     provision_timeout_seconds: int
     provision_timeout_rule: str
     warning: str | None
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that a mapping has twice, of which the last would count without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Compose a mapping. Its keys are looked at here, before those that it merges in (``<<``) join them."""
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE_TAG:
+                continue
+            name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+            if first := seen.get(name):
+                where = f"line {line}" if first == line else f"lines {first} and {line}"
+                raise TemplateError(f"the key {name[1][:100]!r} is there twice, in {where}; keep one")
+            seen[name] = line
+        return node
 
 
 class TemplateFolder:
@@ -142,7 +162,7 @@ def _content(file: Path) -> dict[Any, Any]:
             raw = opened.read(MAX_TEMPLATE_BYTES + 1)
         if len(raw) > MAX_TEMPLATE_BYTES:
             raise TemplateError(f"larger than {MAX_TEMPLATE_BYTES} bytes")
-        content: object = yaml.safe_load(raw)
+        content: object = yaml.load(raw, _Loader)  # noqa: S506 (a SafeLoader)
     except OSError as e:
         raise TemplateError(f"cannot be read: {e.strerror}") from e
     except (yaml.YAMLError, ValueError, RecursionError) as e:
@@ -154,9 +174,13 @@ def _content(file: Path) -> dict[Any, Any]:
 
 def _validated(content: dict[Any, Any]) -> Template:
     try:
-        return Template.model_validate(content)
+        template = Template.model_validate(content)
+        template.check_as_written()
     except ValidationError as e:
         raise TemplateError(str(first_violation(e))) from None
+    except ValueError as e:
+        raise TemplateError(str(e)) from None
+    return template
 
 
 def list_of(templates: TemplateFolder) -> TemplateList:

@@ -1,18 +1,19 @@
 """What users see of workspaces, and of the templates that they can be made from."""
 
+import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from api.dependencies import Api, EmptyIsNone, require_user
+from api.dependencies import USER_ROUTE, Api, EmptyIsNone
 from api.problems import Problem
 from api.templates import TemplateDetails, TemplateError, TemplateList, details_of, list_of
 from messages.names import is_id
 from messages.statuses import WorkspaceStatus
 from messages.views import WorkspaceView
 
-router = APIRouter(prefix="/api", tags=["workspaces"], dependencies=[Depends(require_user)])
+router = APIRouter(prefix="/api", tags=["workspaces"], dependencies=USER_ROUTE)
 
 
 class WorkspaceList(BaseModel):
@@ -48,7 +49,7 @@ async def show_workspace(workspace_id: str, api: Api) -> WorkspaceView:
 async def list_templates(api: Api) -> TemplateList:
     """List the templates."""
     try:
-        return list_of(api.templates)
+        return await asyncio.to_thread(list_of, api.templates)
     except TemplateError as e:
         raise Problem(500, "templates-unreadable", str(e)) from None
 
@@ -57,6 +58,6 @@ async def list_templates(api: Api) -> TemplateList:
 async def show_template(name: str, api: Api) -> TemplateDetails:
     """Show a template with its effective provision timeout."""
     try:
-        return details_of(api.templates, name, api.given.environ)
+        return await asyncio.to_thread(details_of, api.templates, name, api.given.environ)
     except TemplateError as e:
         raise Problem(404, "unknown-template", str(e)) from None

@@ -1,11 +1,13 @@
 """What the commands do that ask the task API about tasks."""
 
 import asyncio
+import base64
 import codecs
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +18,7 @@ from activities.threads import in_daemon_thread
 from api.templates import TemplateError, TemplateFolder, details_of, list_of
 from cli import offline, render
 from cli.client import ApiClient, Disconnected
-from cli.discovery import NoTaskYet, Service, find_again, find_service, require_service
+from cli.discovery import NoTaskYet, Service, ServiceOfOthers, find_again, find_service, require_service
 from cli.errors import CliError, Refused, Unreachable, UsageError
 from cli.feed import TaskFeed
 from cli.follow import empty_folder_note
@@ -134,11 +136,12 @@ def logs(task_id: str, follow: bool, as_json: bool) -> None:
         if text := decoder.decode(piece, final):
             click.echo(json.dumps({"offset": offset - held, "text": text}))
 
-    async def pieces(api: ApiClient) -> AsyncIterator[tuple[int, bytes]]:
+    async def pieces(api: ApiClient) -> AsyncGenerator[tuple[int, bytes]]:
         offset = 0
-        async for piece in api.output(task_id):
-            yield offset, piece
-            offset += len(piece)
+        async with aclosing(api.output(task_id)) as found:
+            async for piece in found:
+                yield offset, piece
+                offset += len(piece)
         if offset == 0:
             await ask_why(api)
 
@@ -183,7 +186,12 @@ def diff(task_id: str, as_json: bool) -> None:
     """Print a task's change."""
     patch = call_api(lambda api: api.diff(task_id))
     if as_json:
-        click.echo(json.dumps({"task_id": task_id, "patch": patch.decode("utf-8", "replace")}))
+        text = encoded = None
+        try:
+            text = patch.decode()
+        except UnicodeDecodeError:  # names and text files too may be in any encoding
+            encoded = base64.b64encode(patch).decode()
+        click.echo(json.dumps({"task_id": task_id, "patch": text, "patch_base64": encoded}))
     else:
         sys.stdout.buffer.write(patch)
         sys.stdout.buffer.flush()
@@ -290,7 +298,7 @@ def _ask_templates(
     settings = read_settings()
     try:
         service = find_service(settings)
-    except NoTaskYet:
+    except (NoTaskYet, ServiceOfOthers):
         service = None
     if service is not None:
         with template_explained(settings, name, service):
@@ -303,17 +311,19 @@ def _ask_templates(
         raise Refused(str(e)) from None
 
 
-def _show_all(read: Callable[[ApiClient], AsyncIterator[_T]], show: Callable[[_T], None]) -> None:
+def _show_all(read: Callable[[ApiClient], AsyncGenerator[_T]], show: Callable[[_T], None]) -> None:
     """Show each part as it is read; of the home's records when all of it is read, so that no reader holds them up."""
     settings = read_settings()
     service = find_service(settings)
 
     async def show_as_read(api: ApiClient) -> None:
-        async for part in read(api):
-            show(part)
+        async with aclosing(read(api)) as parts:
+            async for part in parts:
+                show(part)
 
     async def collect(api: ApiClient) -> list[_T]:
-        return [part async for part in read(api)]
+        async with aclosing(read(api)) as parts:
+            return [part async for part in parts]
 
     if service is not None:
         _call(service, show_as_read)

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
@@ -41,7 +41,8 @@ class ApiClient:
     """A connection to one service.
 
     Errors: ``UsageError`` for a request that is wrong, ``Refused`` for what there is not or its state does not allow,
-    ``Disconnected`` where the service is away.
+    ``Disconnected`` where the service is away. Generators are to be used with ``aclosing``: what a reader that fails
+    leaves open, the event loop closes as it ends, all of it at once, so that one part complains of the other.
     """
 
     def __init__(self, service: Service, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
@@ -120,7 +121,7 @@ class ApiClient:
         """Return one template, with its effective values."""
         return self._object(await self._call("GET", f"/api/templates/{_checked(name)}"), "template")
 
-    async def output(self, task_id: str, *, offset: int = 0, follow: bool = False) -> AsyncIterator[bytes]:
+    async def output(self, task_id: str, *, offset: int = 0, follow: bool = False) -> AsyncGenerator[bytes]:
         """Yield the output of a task's agent from ``offset`` (bytes) on; with ``follow`` until the task has ended.
 
         May end before, where there is no output for a minute or the server stops.
@@ -130,12 +131,15 @@ class ApiClient:
             async for piece in answer.aiter_raw():
                 yield piece
 
-    async def boot_log(self, task_id: str, *, after: int = 0, follow: bool = False) -> AsyncIterator[BootLogEntry]:
+    async def boot_log(self, task_id: str, *, after: int = 0, follow: bool = False) -> AsyncGenerator[BootLogEntry]:
         """Yield the boot log after the entry ``after``; with ``follow`` until the task has ended, or earlier."""
         params = {"after": after, "follow": "true" if follow else "false"}
         path = f"/api/tasks/{_checked(task_id)}/boot-log"
-        async with self._stream(path, params=params, gives="application/x-ndjson") as answer:
-            async for line in _lines(answer):
+        async with (
+            self._stream(path, params=params, gives="application/x-ndjson") as answer,
+            aclosing(_lines(answer)) as lines,
+        ):
+            async for line in lines:
                 yield BootLogEntry.model_validate_json(line)
 
     async def progress(self, task_id: str) -> TaskProgress:
@@ -150,7 +154,7 @@ class ApiClient:
         follow: bool = True,
         progress: Callable[[str], None] | None = None,
         retrying: Callable[[str], None] | None = None,
-    ) -> AsyncIterator[EventView]:
+    ) -> AsyncGenerator[EventView]:
         """Yield what happened to a task since the event ``after``; with ``follow``, what happens until it has ended.
 
         ``progress`` is called with what the workspace says of how far its provisioning is, ``retrying`` with why
@@ -159,10 +163,13 @@ class ApiClient:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
         params = {"follow": "true" if follow else "false"}
         path = f"/api/tasks/{_checked(task_id)}/events"
-        async with self._stream(path, headers=headers, params=params, gives="text/event-stream") as answer:
+        async with (
+            self._stream(path, headers=headers, params=params, gives="text/event-stream") as answer,
+            aclosing(_lines(answer)) as lines,
+        ):
             data: list[str] = []
             kind = ""
-            async for line in _lines(answer):
+            async for line in lines:
                 if line.startswith("event:"):
                     kind = line[6:].strip()
                 elif line.startswith("data:"):
@@ -267,7 +274,7 @@ def _trust(url: str) -> ssl.SSLContext:
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
-async def _lines(answer: httpx.Response) -> AsyncIterator[str]:
+async def _lines(answer: httpx.Response) -> AsyncGenerator[str]:
     """Yield the lines of a stream: only a newline ends one, not what else Python takes for an end, such as U+2028."""
     rest = b""
     async for piece in answer.aiter_bytes():

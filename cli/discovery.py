@@ -110,11 +110,15 @@ class NoTaskYet(Refused):
     """Nobody was named to ask, and the home is as empty as before the first task."""
 
 
+class ServiceOfOthers(Unreachable):
+    """Nobody was named to ask, the home is empty, and we have no token of the service at the usual address."""
+
+
 def find_service(settings: Settings) -> Service | None:
     """Return the service to talk to; None where there is none, and the records of the home are all there is to ask.
 
-    Raises ``NoTaskYet`` where there are no records either, and ``Unreachable`` where a service is said to be there that
-    does not answer, or whose token is not known.
+    Raises ``NoTaskYet`` where there are no records either, ``ServiceOfOthers`` where there are none and a service
+    answers whose token is not known, and ``Unreachable`` where a service is said to be there that does not answer.
     """
     service = named_service(settings) or embedded_service(settings)
     if service is not None:
@@ -127,7 +131,7 @@ def find_service(settings: Settings) -> Service | None:
     if settings.database_url is not None:  # of a service that is run here, and keeps no records in the home
         raise _nobody(settings)
     if service is not None:
-        raise Unreachable(
+        raise ServiceOfOthers(
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"
             f" service ({WHERE_TOKENS_ARE}), or start a service of your own with: taskrunner dev"
         )

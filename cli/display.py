@@ -15,7 +15,7 @@ import click
 
 from cli import render
 from cli.screen import OutputLines, Screen, tame
-from cli.terminal import can_redraw, wants_colours
+from cli.terminal import can_redraw, discard, wants_colours
 from messages.tasks import TaskProgress
 
 _TICK_SECONDS = 0.25
@@ -74,9 +74,7 @@ class Display:
 
     def discard_output(self) -> None:
         """Lead the output, which takes nothing any more, and what it still holds to /dev/null."""
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._output.fileno())
-        os.close(nowhere)
+        discard(self._output)
 
 
 @dataclass

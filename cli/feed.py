@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 from cli.client import ApiClient, Disconnected
@@ -134,11 +135,12 @@ class TaskFeed:
         async def copy(api: ApiClient) -> None:
             while not self._has_ended.is_set():
                 stream = api.events(self._id, after=self._last_event, progress=progress, retrying=retrying)
-                async for event in stream:
-                    self._last_event = event.id
-                    show(event)
-                    if event.kind is EventKind.TASK_STATUS and event.current and TaskStatus(event.current).is_final:
-                        self._has_ended.set()
+                async with aclosing(stream):
+                    async for event in stream:
+                        self._last_event = event.id
+                        show(event)
+                        if event.kind is EventKind.TASK_STATUS and event.current and TaskStatus(event.current).is_final:
+                            self._has_ended.set()
                 # A server that stops ends its streams early, and nothing is left to stream of a task that has ended.
                 if not self._has_ended.is_set() and (await api.task(self._id)).status.is_final:
                     self._has_ended.set()
@@ -153,9 +155,10 @@ class TaskFeed:
             nonlocal was_final
             while True:
                 had_ended, before = was_final or self._has_ended.is_set(), self._offset
-                async for piece in api.output(self._id, offset=self._offset, follow=True):
-                    self._offset += len(piece)
-                    write(self._offset - len(piece), piece)
+                async with aclosing(api.output(self._id, offset=self._offset, follow=True)) as pieces:
+                    async for piece in pieces:
+                        self._offset += len(piece)
+                        write(self._offset - len(piece), piece)
                 # A server that stops ends its streams early, so the stream's end alone means nothing.
                 task = await api.task(self._id)
                 is_whole = task.session is None or self._offset >= task.session.output_bytes
@@ -172,8 +175,9 @@ class TaskFeed:
             is_final = False
             while not is_final:
                 is_final = (await api.task(self._id)).status.is_final
-                async for entry in api.boot_log(self._id, after=self._last_entry, follow=True):
-                    self._last_entry = entry.id
-                    show(entry)
+                async with aclosing(api.boot_log(self._id, after=self._last_entry, follow=True)) as entries:
+                    async for entry in entries:
+                        self._last_entry = entry.id
+                        show(entry)
 
         await self.ask(copy)

@@ -166,15 +166,25 @@ def replace_file(path: Path, text: str) -> None:
         raise
 
 
-def is_locked(path: Path) -> bool:
-    """Tell whether anybody holds a lock on the file; it is not touched. False where that cannot be found out."""
+def locks_on(path: Path) -> list[str]:
+    """Return how the file is locked (``flock``), without touching it: ``READ`` (shared) or ``WRITE`` for each lock.
+
+    Empty where that cannot be found out, too.
+    """
+    found: list[tuple[str, str]] = []
     try:
-        inode = str(path.stat().st_ino)
+        file = path.stat()
         with open("/proc/locks") as locks:  # noqa: PTH123
-            # "1: FLOCK  ADVISORY  WRITE 4711 08:01:131 0 EOF"; those that wait have an arrow before FLOCK
-            return any(fields[1] == "FLOCK" and fields[5].endswith(f":{inode}") for fields in map(str.split, locks))
+            for fields in map(str.split, locks):
+                # "1: FLOCK  ADVISORY  READ 4711 08:01:131 0 EOF"; those that wait have an arrow before FLOCK
+                if fields[1] == "FLOCK":
+                    device, _, inode = fields[5].rpartition(":")
+                    found += [(device, fields[3])] if inode == str(file.st_ino) else []
     except (OSError, IndexError):
-        return False
+        return []
+    # Some file systems (overlay, btrfs) are listed under another device than the one that stat names.
+    named = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+    return [kind for device, kind in found if device == named] or [kind for _, kind in found]
 
 
 class FileLock:

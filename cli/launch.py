@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cli.discovery import Service, embedded_service
 from cli.errors import CliError, Unreachable, UsageError
-from cli.home import FileLock, Home, waiting_for_start, waiting_for_stop
+from cli.home import FileLock, Home, locks_on, waiting_for_start, waiting_for_stop
 from cli.interrupts import interrupts_kept
 from messages.settings import Settings
 
@@ -139,21 +139,7 @@ def _rotate(home: Home) -> None:
 
 def is_only_user(home: Home) -> bool:
     """Tell whether nobody but us holds ``users.lock``; False where that cannot be found out."""
-    lock = home.users_lock.stat()
-    device = f"{os.major(lock.st_dev):02x}:{os.minor(lock.st_dev):02x}"
-    found: list[str] = []
-    try:
-        with open("/proc/locks") as locks:  # noqa: PTH123
-            for line in locks:
-                fields = line.split()
-                # "1: FLOCK  ADVISORY  READ 4711 08:01:131 0 EOF"; those that wait have an arrow before FLOCK
-                if fields[1] == "FLOCK" and fields[3] == "READ":
-                    on, _, inode = fields[5].rpartition(":")
-                    found += [on] if inode == str(lock.st_ino) else []
-    except (OSError, IndexError):
-        return False
-    # Some file systems (overlay, btrfs) are listed under another device than the one that stat names.
-    return (found.count(device) or len(found)) == 1
+    return locks_on(home.users_lock) == ["READ"]
 
 
 def leave_stack(home: Home, users: FileLock, progress: Progress) -> None:

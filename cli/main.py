@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cli.errors import INTERRUPTED, CliError
-from cli.terminal import wants_colours
+from cli.terminal import discard, wants_colours
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -156,7 +156,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(e.format_message(), 2)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # nobody reads what was done; see also ReadingCommand
         return 1
     except Exception as e:
         if os.environ.get("TASKRUNNER_DEBUG"):
@@ -171,7 +171,7 @@ def _drop_what_cannot_be_written() -> None:
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard(sys.stdout)
 
 
 def _fill_standard_streams() -> None:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from messages.callbacks import NOT_KEPT
 from messages.statuses import EventKind, SessionStatus, TaskStatus, TaskStep
 from messages.tasks import SavedResult
 from messages.views import BootLogEntry, EventView, SessionView, TaskSummary, TaskView
@@ -187,6 +188,7 @@ def outcome(task: TaskView, *, stack_ends: bool = False) -> str:
                         printable(task.error) if task.error and task.status is not TaskStatus.COMPLETED else None,
                     ),
                     *_kept(task, result),
+                    *_not_kept(task),
                     # The UI's link dies with the stack, and the next stack may have it elsewhere.
                     ("more", f"taskrunner show {task.id}; in Temporal's UI: taskrunner dev" if stack_ends else None),
                     ("ui", None if stack_ends else task.ui_url),
@@ -210,7 +212,9 @@ def unfinished(ids: Sequence[str], *, other: bool = False) -> str:
 def _kept(task: TaskView, result: SavedResult | None) -> list[tuple[str, str]]:
     """Return where a change is kept and how to see it."""
     if result is None:
-        return [("change", "none: nothing was changed")] if task.status is TaskStatus.COMPLETED else []
+        if task.status is not TaskStatus.COMPLETED:
+            return []
+        return [("change", "none" if _not_kept(task) else "none: nothing was changed")]
     see = f"taskrunner diff {task.id}"
     if result.pushed_to:
         return [
@@ -227,6 +231,12 @@ def _kept(task: TaskView, result: SavedResult | None) -> list[tuple[str, str]]:
 
 def _not_pushed(result: SavedResult) -> list[tuple[str, str]]:
     return [("not pushed", printable(result.push_error))] if result.push_error else []
+
+
+def _not_kept(task: TaskView) -> list[tuple[str, str]]:
+    """Return what was changed and is lost; said once, however often a release had to be tried."""
+    entries = task.workspace.boot_log if task.workspace else []
+    return [(NOT_KEPT, text) for text in dict.fromkeys(printable(e.message) for e in entries if e.step == NOT_KEPT)]
 
 
 def _how_to_fetch(task: TaskView, result: SavedResult) -> str:
@@ -326,11 +336,15 @@ def task_page(task: TaskView) -> str:
                 )
             )
         )
+    kept: list[tuple[str, str | None]] = []
     if result is not None:
         where = f"a git bundle; get it: {_how_to_fetch(task, result)}" if result.bundle else result.repository_path
         where = result.pushed_to or where
-        kept = f"{result.branch}, {change_text(result)}; see: taskrunner diff {task.id}"
-        parts.append(fields((("change", kept), ("kept in", where), *_not_pushed(result))))
+        change = f"{result.branch}, {change_text(result)}; see: taskrunner diff {task.id}"
+        kept += [("change", change), ("kept in", where), *_not_pushed(result)]
+    kept += _not_kept(task)
+    if kept:
+        parts.append(fields(kept))
     if failure is not None and failure.detail:
         parts.append(_log_tail(task))
     return "\n\n".join(parts)

@@ -1,7 +1,7 @@
-"""What a terminal may be given, as the user's environment says: colours, and lines that change in place."""
+"""What may be written where: colours and lines that change in place, as the user's environment says; or nothing."""
 
 import os
-from typing import IO
+from typing import IO, Any
 
 
 def wants_colours() -> bool | None:
@@ -22,3 +22,10 @@ def can_redraw(stream: IO[str]) -> bool:
     """Tell whether lines on ``stream`` may be written anew: a person looks at it, on a terminal that can do that."""
     env = os.environ
     return stream.isatty() and env.get("TERM", "") not in {"", "dumb", "unknown"} and not env.get("CI")
+
+
+def discard(stream: IO[Any]) -> None:
+    """Lead a stream that takes nothing any more, and what it still holds, to /dev/null."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

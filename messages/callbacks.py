@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from pydantic.alias_generators import to_camel
 
 from messages.names import Id
+from messages.numbers import WholeNumber
 from messages.statuses import BootStatus, HeartbeatState, SessionStatus
 
 MAX_BODY_BYTES = 64 * 1024
@@ -20,6 +21,9 @@ LOG_TAIL_BYTES = 8 * 1024
 MAX_TEXT_CHARS = 4096
 MAX_STEP_CHARS = 100
 MAX_CERTIFICATE_CHARS = 4096
+
+NOT_KEPT = "not kept"
+"""The step of the boot log's entries about what an agent changed and a release could not save."""
 
 ShortText = Annotated[str, AfterValidator(lambda text: text[:MAX_TEXT_CHARS])]
 """Text for people. What is longer is cut, because a refusal is final: the workspace would have said it for nothing."""
@@ -59,7 +63,7 @@ class ProvisioningFailedBody(CallbackBody):
 class BootLogBody(CallbackBody):
     """``POST /api/workspaces/{id}/boot-log``."""
 
-    step: Annotated[str, StringConstraints(min_length=1), AfterValidator(lambda text: text[:MAX_STEP_CHARS])]
+    step: Annotated[str, AfterValidator(lambda text: text[:MAX_STEP_CHARS] if text.strip() else "unnamed")]
     status: BootStatus
     message: ShortText
     detail: str | None = None
@@ -76,7 +80,7 @@ class HeartbeatBody(CallbackBody):
     state: HeartbeatState
     reason: ShortText | None = None
     sessions: list[Id] | None = Field(default=None, max_length=100)
-    pending: Annotated[int, Field(ge=0)] | None = None
+    pending: Annotated[int, Field(ge=0), WholeNumber] | None = None
     metrics: dict[str, float] | None = Field(default=None, max_length=100)
 
 
@@ -87,7 +91,7 @@ class OutputBody(CallbackBody):
     chunks joined.
     """
 
-    offset: Annotated[int, Field(ge=0, le=2**62)]
+    offset: Annotated[int, Field(ge=0, le=2**62), WholeNumber]
     chunks: list[str]
 
 
@@ -98,7 +102,7 @@ class FinishedBody(CallbackBody):
     """
 
     status: FinalSessionStatus
-    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
+    exit_code: Annotated[int, Field(ge=-(2**31), lt=2**31), WholeNumber] | None = None
     summary: ShortText | None = None
     error_message: ShortText | None = None
 

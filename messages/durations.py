@@ -27,11 +27,11 @@ def parse_duration(text: str) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """Return ``duration`` in the same form, to the second: ``1h30m``, ``45s``."""
-    seconds = round(duration.total_seconds())
+    """Return ``duration`` in the same form, to the millisecond: ``1h30m``, ``45s``, ``1s500ms``."""
+    left = round(duration / timedelta(milliseconds=1))
     parts: list[str] = []
-    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
-        count, seconds = divmod(seconds, size)
+    for unit, name in reversed(_UNITS.items()):
+        count, left = divmod(left, timedelta(**{name: 1}) // timedelta(milliseconds=1))
         if count:
             parts.append(f"{count}{unit}")
     return "".join(parts) or "0s"

@@ -22,6 +22,15 @@ PATH_PATTERN = r"^/[^\x00]*$"
 REF_PATTERN = r"^[^-\x00\s][^\x00\s]*$"
 """Branches, tags and commits: what git cannot take for an option."""
 
+IMAGE_PATTERN = r"^[^\s-]\S*$"
+"""Names of container images: what Docker cannot take for an option, and otherwise judges itself."""
+
+MEMORY_PATTERN = r"^[1-9][0-9]{0,18}[bkmgBKMG]?$"
+"""Amounts of memory as Docker writes them."""
+
+NETWORK_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+"""Names of Docker's networks."""
+
 Id = Annotated[str, StringConstraints(pattern=ID_PATTERN)]
 
 SERVICE = "taskrunner"

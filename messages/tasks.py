@@ -12,7 +12,7 @@ from messages.names import HOST_PATTERN, PATH_PATTERN, REF_PATTERN, Id
 from messages.repositories import RepositoryAddress, parse_repository_url
 from messages.signals import SessionFinished
 from messages.statuses import BackendKind, FailureSource, TaskStatus, TaskStep, Verdict
-from messages.templates import EnvName, Template
+from messages.templates import EnvName, Template, refuse_reserved
 
 MAX_PROMPT_BYTES = 100_000
 """A prompt travels as one argument of a command, which Linux limits to 128 KiB."""
@@ -21,9 +21,6 @@ MAX_REF_CHARS = 250
 
 MAX_ENV_BYTES = 64 * 1024
 """Of all values together; with the prompt they fit into one request to the workspace agent."""
-
-RESERVED_ENV = "TASKRUNNER_"
-"""Variables that begin so tell what a process belongs to, or are ours."""
 
 
 class Repository(Message):
@@ -74,11 +71,10 @@ class TaskRequest(Message, extra="forbid"):
     @field_validator("env")
     @classmethod
     def _env_is_usable(cls, env: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        refuse_reserved(env)
         size = 0
         for name, value in env.items():
             text = value.get_secret_value()
-            if name.startswith(RESERVED_ENV):
-                raise ValueError(f"{name} is ours: a variable whose name begins with {RESERVED_ENV} is not taken")
             if not text or "\0" in text:
                 raise ValueError(f"the value of {name} is empty or holds a NUL character")
             size += len(text.encode())

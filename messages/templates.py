@@ -19,15 +19,26 @@ from pydantic import (
 )
 
 from messages.durations import Duration
-from messages.names import ENV_PATTERN, Id
+from messages.names import ENV_PATTERN, IMAGE_PATTERN, MEMORY_PATTERN, NETWORK_PATTERN, Id
+from messages.numbers import Number, WholeNumber
 from messages.statuses import BackendKind, Readiness
 
 EnvName = Annotated[str, StringConstraints(pattern=ENV_PATTERN, max_length=200)]
+RESERVED_ENV = "TASKRUNNER_"
+"""Variables that begin so tell what a process belongs to, or are ours."""
+
 PROMPT_PLACEHOLDER = "{prompt}"
 PORT_PLACEHOLDER = "{port}"
 
 SUPPORTED_BACKENDS = (BackendKind.LOCAL, BackendKind.WORKTREE, BackendKind.CONTAINER)
 """The backends of this release."""
+
+
+def refuse_reserved(names: Iterable[str], where: str = "") -> None:
+    """Raise ``ValueError`` for the first variable that is not taken from anybody; ``where`` begins the text."""
+    for name in names:
+        if name.startswith(RESERVED_ENV):
+            raise ValueError(f"{where}{name} is ours: a variable whose name begins with {RESERVED_ENV} is not taken")
 
 
 class Manifest(BaseModel):
@@ -80,7 +91,7 @@ class HarnessAgent(Manifest):
     kind: Literal["harnessd"]
     command: Annotated[tuple[str, ...], Field(max_length=100)] = ()
     env: dict[EnvName, str] = {}
-    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    port: Annotated[int, Field(ge=1, le=65535), WholeNumber] | None = None
     token_env: EnvName | None = None
 
     @property
@@ -158,7 +169,7 @@ Agent = Annotated[CommandAgent | HarnessAgent, Field(discriminator="kind"), Befo
 class RuntimeConfig(Manifest):
     """What the runtime may take."""
 
-    provision_timeout_seconds: Annotated[int, Field(gt=0, le=7 * 86_400)] | None = None
+    provision_timeout_seconds: Annotated[int, Field(gt=0, le=7 * 86_400), WholeNumber] | None = None
 
 
 class WorkspaceAgent(StrEnum):
@@ -185,14 +196,14 @@ class ContainerConfig(Manifest):
     no workspace agent of ours is mounted. publish: the address of Docker's machine at which ports are published.
     """
 
-    image: Annotated[str, StringConstraints(pattern=r"^[^\s-]\S*$", max_length=500)]
-    cpus: Annotated[float, Field(gt=0, le=1024)] | None = None
-    memory: Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,18}[bkmgBKMG]?$")] | None = None
-    pids: Annotated[int, Field(gt=0, le=4_194_304)] = 4096
-    network: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=200)] | None = None
+    image: Annotated[str, StringConstraints(pattern=IMAGE_PATTERN, max_length=500)]
+    cpus: Annotated[float, Field(gt=0, le=1024), Number] | None = None
+    memory: Annotated[str, StringConstraints(pattern=MEMORY_PATTERN)] | None = None
+    pids: Annotated[int, Field(gt=0, le=4_194_304), WholeNumber] = 4096
+    network: Annotated[str, StringConstraints(pattern=NETWORK_PATTERN, max_length=200)] | None = None
     workspace_agent: WorkspaceAgent = WorkspaceAgent.MOUNT
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=100)] | None = None
-    port: Annotated[int, Field(gt=0, lt=65536)] | None = None
+    port: Annotated[int, Field(gt=0, lt=65536), WholeNumber] | None = None
     publish: Annotated[str, AfterValidator(_address)] = "127.0.0.1"
 
     @model_validator(mode="before")
@@ -277,6 +288,18 @@ class Template(Manifest):
             raise ValueError("a harnessd needs readiness: callback or probe: its server takes its time to come up")
         if agent.token_env is not None and agent.token_env not in self.required_env:
             raise ValueError(f"agent: token_env {agent.token_env!r} has to be one of required_env")
+
+    def check_as_written(self) -> None:
+        """Raise ``ValueError`` for what is refused to whoever writes a template, though stored tasks may hold it.
+
+        Those of 0.1.0 do, whose templates could say it; a validator would make them unreadable.
+        """
+        refuse_reserved(self.env, "env: ")
+        if isinstance(self.agent, HarnessAgent):
+            refuse_reserved(self.agent.env, "agent.env: ")
+        for number, command in enumerate(self.setup, 1):
+            if not command.strip():
+                raise ValueError(f"setup: command {number} is blank; leave it out")
 
     def nobody_could_give(self, names: Iterable[str]) -> list[str]:
         """Return which of these secret variables what runs there could not be given: without our agent, all but one."""

@@ -1,11 +1,23 @@
 """What pydantic finds wrong, in words for the people whose value it is."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from messages.names import ENV_PATTERN, HOST_PATTERN, ID_PATTERN, PATH_PATTERN, REF_PATTERN
+from messages.names import (
+    ENV_PATTERN,
+    HOST_PATTERN,
+    ID_PATTERN,
+    IMAGE_PATTERN,
+    MEMORY_PATTERN,
+    NETWORK_PATTERN,
+    PATH_PATTERN,
+    REF_PATTERN,
+)
+
+_TIME = "has to be a time, for example 2026-01-31T13:04:00Z"
 
 _BY_TYPE = {
     "missing": "is missing",
@@ -16,8 +28,13 @@ _BY_TYPE = {
     "int_type": "has to be a whole number",
     "int_parsing": "has to be a whole number",
     "int_from_float": "has to be a whole number",
+    "int_parsing_size": "is too large a number",
     "float_type": "has to be a number",
     "float_parsing": "has to be a number",
+    "finite_number": "has to be a number",
+    "datetime_type": _TIME,
+    "datetime_parsing": _TIME,
+    "datetime_from_date_parsing": _TIME,
     "list_type": "has to be a list",
     "tuple_type": "has to be a list",
     "dict_type": "has to be a mapping",
@@ -33,11 +50,16 @@ _BY_TYPE = {
 _BY_PATTERN = {
     ID_PATTERN: "has to be at most 40 small letters, digits and hyphens, not a hyphen first",
     ENV_PATTERN: "has to be letters, digits and underscores, not a digit first",
-    HOST_PATTERN: "has to be at most 100 letters, digits, dots, underscores and hyphens",
+    HOST_PATTERN: "has to be at most 100 letters, digits, dots, underscores and hyphens, a letter or a digit first",
+    IMAGE_PATTERN: "has to be the name of an image: without spaces, and no hyphen first",
+    MEMORY_PATTERN: "has to be a number of bytes, or as 512m or 4g",
+    NETWORK_PATTERN: "has to be letters, digits, dots, underscores and hyphens, a letter or a digit first",
     PATH_PATTERN: "has to be an absolute path",
     REF_PATTERN: "has to be a branch, a tag or a commit: without spaces, and no hyphen first",
 }
 
+_ENUMERATED = re.compile(r"<\w+\.\w+: ([^>]*)>")
+"""How Python shows a member of an enumeration, which pydantic does for those that a literal lists."""
 
 _CHOSEN_BY_KIND = {"agent"}
 """Fields of one of several shapes, behind whose name pydantic puts that of the shape."""
@@ -115,4 +137,5 @@ def explain(error: Mapping[str, Any]) -> str:
 
 def _names(expected: str | Iterable[str]) -> str:
     listed = expected if isinstance(expected, str) else ", ".join(expected)
+    listed = _ENUMERATED.sub(r"\1", listed)
     return listed.replace(" or ", ", ").replace("'", "")

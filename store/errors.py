@@ -6,6 +6,8 @@
     ├── RegistryUnavailable   PostgreSQL did not answer in time; the call may be repeated
     ├── TaskConflict          the id or the idempotency key stands for another request
     ├── AttemptSuperseded     the attempt is no longer the one that is wanted
+    ├── NotStorable           the task holds what PostgreSQL cannot store
+    ├── InvalidCursor         the cursor is none of this list's
     ├── UnknownSession        no such session in that workspace and attempt
     ├── OutputGap             output before this piece is missing
     ├── InvalidDatabaseUrl    the database's address cannot be read; the text holds nothing of it
@@ -30,6 +32,14 @@ class TaskConflict(RegistryError):
     def __init__(self, task_id: str, text: str) -> None:
         super().__init__(text)
         self.task_id = task_id
+
+
+class NotStorable(RegistryError):
+    """The task holds what PostgreSQL cannot store; the text says what."""
+
+
+class InvalidCursor(RegistryError):
+    """The cursor was not given out with a page of this list."""
 
 
 class AttemptSuperseded(RegistryError):

@@ -16,7 +16,7 @@ from messages.statuses import TASK_TRANSITIONS, BackendKind, EventKind, TaskStat
 from messages.tasks import TaskInput, TaskOutcome
 from messages.views import EventView, TaskPage, TaskSummary, TaskView
 from store.database import Connection, Group, statement, transaction
-from store.errors import TaskConflict
+from store.errors import InvalidCursor, NotStorable, TaskConflict
 from store.records import Submission
 from store.task_env import forget_env, keep_env
 from store.transitions import before, lock_task, move_step, move_task, record_event, record_failure
@@ -108,12 +108,12 @@ class TaskStore(Group):
 
         ``env`` holds the values of the task's ``env_names``, and is stored with a task that is created. ``digest`` is
         the caller's hash of the request. Raises :class:`TaskConflict` where what is stored came from another request,
-        and ``ValueError`` for a task that cannot be stored. Of two equal calls at once, one creates.
+        and :class:`NotStorable` for a task that cannot be stored. Of two equal calls at once, one creates.
         """
         try:
             return await self._create(task, digest, idempotency_key, env)
         except psycopg.errors.UntranslatableCharacter as e:
-            raise ValueError("the task holds a NUL character, which cannot be stored") from e
+            raise NotStorable("the task holds a NUL character, which cannot be stored") from e
 
     @statement
     async def find_submitted(
@@ -265,7 +265,7 @@ class TaskStore(Group):
     ) -> TaskPage:
         """Return a page of at most ``limit`` (1 to 500) tasks, newest first, with prompts cut to 1,000 characters.
 
-        ``cursor`` is a page's ``next_cursor``; raises ``ValueError`` for anything else.
+        ``cursor`` is a page's ``next_cursor``; raises :class:`InvalidCursor` for anything else.
         """
         limit = min(max(limit, 1), MAX_PAGE)
         position = (None, None) if cursor is None else _read_cursor(cursor)
@@ -311,5 +311,5 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
         if position.tzinfo is None or not isinstance(task_id, str) or "\0" in task_id:
             raise ValueError("no position")
     except (ValueError, TypeError) as e:
-        raise ValueError(f"{cursor!r} is not a cursor of this list; leave it out to begin anew") from e
+        raise InvalidCursor(f"{cursor!r} is not a cursor of this list; leave it out to begin anew") from e
     return position, task_id

@@ -22,15 +22,19 @@ class Cause:
     attached: FailureDetail | None = None
 
 
-def cause_of(failure: ActivityError, otherwise: ErrorType) -> Cause:
-    """Return what lies behind ``failure``; ``otherwise`` is the kind of what no activity has classified."""
+def cause_of(failure: ActivityError, otherwise: ErrorType, host: str | None = None) -> Cause:
+    """Return what lies behind ``failure``; ``otherwise`` is the kind of what no activity has classified.
+
+    ``host`` is the one host that could have carried the activity out, where there is only one.
+    """
     match failure.cause:
         case ApplicationError() as cause:
             known = cause.type is not None and cause.type in set(ErrorType)
             text = cause.message or f"{failure.activity_type} failed without saying why"
             return Cause(ErrorType(cause.type) if known else otherwise, text, _attached(cause))
         case TimeoutError(type=TimeoutType.SCHEDULE_TO_START):
-            return Cause(ErrorType.HOST_AWAY, f"no worker on the workspace's host took {failure.activity_type} in time")
+            where = f" on host {host}" if host else ""
+            return Cause(ErrorType.HOST_AWAY, f"no worker{where} took {failure.activity_type} in time")
         case TimeoutError() as cause:
             kind = cause.type.name.lower() if cause.type else "unknown"
             return Cause(otherwise, f"{failure.activity_type} did not end in time ({kind} timeout)")

@@ -92,6 +92,13 @@ class TaskRunner:
         self._session_asked_for = False
         self._run_id = ""
 
+    @property
+    def _host(self) -> str | None:
+        """The host that the task needs, where it is known: the repository's, then that of its workspace."""
+        if self._preflight is not None:
+            return self._preflight.host_id
+        return self._task.repository.host if self._task.repository else None
+
     @workflow.signal(name=WORKSPACE_READY)
     def workspace_ready(self, signal: WorkspaceReady) -> None:
         """Record that the workspace says it is ready."""
@@ -149,9 +156,7 @@ class TaskRunner:
             return self._cancelled()
 
     async def _check(self) -> Preflight:
-        repository = self._task.repository
-        host = repository.host if repository else None
-        queue = host_task_queue(host) if host else workflow.info().task_queue
+        queue = host_task_queue(self._host) if self._host else workflow.info().task_queue
         try:
             self._preflight = await unless_cancelled(
                 here_first(
@@ -295,7 +300,7 @@ class TaskRunner:
                 raise
             if self._session.end is not None and self._session.end.status is not SessionStatus.INTERRUPTED:
                 return  # it did start: its end is known
-            cause = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE)
+            cause = cause_of(e, ErrorType.WORKSPACE_UNREACHABLE, self._host)
             failure = None
             if cause.attached is not None or cause.type is ErrorType.WORKSPACE_UNREACHABLE:
                 failure = self._failure_of(cause, FailureSource.PROBE)
@@ -405,7 +410,7 @@ class TaskRunner:
                 )
             )
         except ActivityError as e:
-            cause = cause_of(e, ErrorType.UNAVAILABLE)
+            cause = cause_of(e, ErrorType.UNAVAILABLE, self._host)
             self._progress.last_error = cause.error
             texts = [text for text in (outcome.error, cause.error) if text]
             update = {"error": "; then ".join(texts), "error_type": outcome.error_type or cause.type}
@@ -471,7 +476,7 @@ class TaskRunner:
     def _fail_provisioning(self, e: ActivityError, source: FailureSource, otherwise: ErrorType) -> NoReturn:
         if is_cancelled_exception(e):
             raise e
-        cause = cause_of(e, otherwise)
+        cause = cause_of(e, otherwise, self._host)
         failure = self._failure_of(cause, source)
         raise _Ended(failed(cause.type, cause.error, verdict=Verdict.FAILED, failure=failure)) from e
 

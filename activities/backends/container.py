@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from activities.backends import container_spec as spec_of
 from activities.backends.container_contents import Contents
 from activities.backends.container_reach import Reach
-from activities.backends.contract import Backend, Compute, Inspection, SavedChange, WorkspaceSpec
+from activities.backends.contract import Backend, Compute, Inspection, Report, SavedChange, WorkspaceSpec, unheard
 from activities.backends.docker_containers import Containers
 from activities.backends.docker_engine import Docker
 from activities.backends.docker_images import Images
@@ -162,7 +162,7 @@ class ContainerBackend(Backend):
         found = await self._containers.find(compute)
         return spec_of.unhealthy(found) if found else None
 
-    async def save_result(self, compute: Compute, base: str | None) -> SavedChange | None:
+    async def save_result(self, compute: Compute, base: str | None, lost: Report = unheard) -> SavedChange | None:
         """See :meth:`Backend.save_result`."""
         folder = self._folder(compute)
         async with exclusive(folder / "lock", create=True):
@@ -176,7 +176,7 @@ class ContainerBackend(Backend):
                 fetched = folder / "fetched"
                 if not fetched.exists() and not await self._fetch(compute, fetched):
                     return None
-                return await self._copies.save(record.copy_of, fetched, base)
+                return await self._copies.save(record.copy_of, fetched, base, lost)
             except ResultNotSaved as e:
                 text = str(e).partition("; it is still in ")[0]
                 raise ResultNotSaved(f"{text}; it is still in container {compute.name}") from e

@@ -163,10 +163,11 @@ class Backend(ABC):
         """Look at the compute, changing nothing."""
 
     @abstractmethod
-    async def save_result(self, compute: Compute, base: str | None) -> SavedChange | None:
+    async def save_result(self, compute: Compute, base: str | None, lost: Report = unheard) -> SavedChange | None:
         """Save what the agent changed since ``base``; None where nothing changed, or nothing is there.
 
-        Stops what runs in the workspace first, so that nothing changes meanwhile. Raises ``ResultNotSaved``.
+        Stops what runs in the workspace first, so that nothing changes meanwhile. ``lost`` takes what of it cannot be
+        saved and goes with the workspace. Raises ``ResultNotSaved``, which keeps the workspace.
         """
 
     @abstractmethod

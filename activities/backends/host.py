@@ -20,12 +20,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from activities import processes, scopes
-from activities.backends.contract import Backend, Compute, Inspection, SavedChange, WorkspaceSpec
+from activities.backends.contract import Backend, Compute, Inspection, Report, SavedChange, WorkspaceSpec, unheard
 from activities.backends.zipapp import agent_zipapp
 from activities.errors import ActivityFailure, AttemptNotWanted, NotRemoved, ProvisionFailed, ResultNotSaved
 from activities.files import exclusive, open_up, read_log_tail, remove_tree, write_private
 from activities.git import Git, GitError
-from activities.git_results import Change, make_bundle
+from activities.git_results import Change, Place, make_bundle
+from activities.git_submodules import left_in_submodules
 from activities.mirrors import Mirror
 from activities.processes import ProcessId
 from activities.programs import require_program
@@ -116,8 +117,16 @@ class HostBackend(Backend):
         """Make the checkout, unless the agent is to. What is made outside ``folder`` is recorded before it is made."""
 
     @abstractmethod
-    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
-        """Keep what changed; nothing runs in the workspace any more."""
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None, lost: Report) -> SavedChange | None:
+        """Keep what changed, and say what cannot be kept; nothing runs in the workspace any more."""
+
+    async def _say_what_is_lost(self, place: Place, base: str, change: Change | None, lost: Report) -> None:
+        """Say what stays behind of a workspace whose change is kept. It is not worth a failure."""
+        try:
+            for text in await left_in_submodules(place, base=base, commit=change.commit if change else base):
+                await lost(text)
+        except (GitError, OSError) as e:
+            _log.warning("what is in the submodules of %s cannot be told: %s", place.checkout, e)
 
     def _saved(
         self, record: ComputeRecord, branch: str, change: Change, bundle: bytes | None, **pushed: str | None
@@ -228,7 +237,7 @@ class HostBackend(Backend):
             log_tail=read_log_tail(folder / "agent.log"),
         )
 
-    async def save_result(self, compute: Compute, base: str | None) -> SavedChange | None:
+    async def save_result(self, compute: Compute, base: str | None, lost: Report = unheard) -> SavedChange | None:
         """See :meth:`Backend.save_result`."""
         folder = self._folder(compute)
         async with exclusive(folder / "lock", create=self._read(folder) is not None) as lock:
@@ -239,7 +248,7 @@ class HostBackend(Backend):
                 await self._stop(compute, folder, record)
             except NotRemoved as e:  # the destroy that follows has to deal with it; the change is saved all the same
                 _log.warning("%s; saving its result nevertheless", e)
-            return await self._save(record, folder, base)
+            return await self._save(record, folder, base, lost)
 
     async def destroy(self, compute: Compute) -> None:
         """See :meth:`Backend.destroy`."""

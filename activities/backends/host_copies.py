@@ -18,7 +18,7 @@ from messages.statuses import BackendKind, FailureSource
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from activities.backends.contract import SavedChange, WorkspaceSpec
+    from activities.backends.contract import Report, SavedChange, WorkspaceSpec
     from messages.tasks import TaskInput
 
 
@@ -70,9 +70,9 @@ class HostCopies(LocalBackend):
                 await until_done(preparing)
             raise
 
-    async def save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
+    async def save(self, record: ComputeRecord, folder: Path, base: str | None, lost: Report) -> SavedChange | None:
         """Save what changed in ``folder / "checkout"``; see :meth:`Backend.save_result`."""
-        return await self._save(record, folder, base)
+        return await self._save(record, folder, base, lost)
 
     def _write(self, folder: Path, record: ComputeRecord, *, durable: bool = False) -> None:
         """Remember nothing: the copy goes, and what it is of has a record of its own."""

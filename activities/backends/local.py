@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, ClassVar
 
-from activities.backends.contract import SavedChange, WorkspaceSpec
+from activities.backends.contract import Report, SavedChange, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from activities.files import is_real_folder, remove_tree
@@ -58,7 +58,7 @@ class LocalBackend(HostBackend):
             )
         return record
 
-    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None, lost: Report) -> SavedChange | None:
         checkout = folder / "checkout"
         if not record.prepared or not is_real_folder(checkout):
             return None  # the repository was in it
@@ -73,14 +73,16 @@ class LocalBackend(HostBackend):
             start = base or await _empty_start(git)
             place = Place(git=git, git_dir=git_dir, checkout=checkout, scratch=folder)
             change = await save_change(place, branch=branch, base=start, message=f"Work of task {record.task_id}")
-            if change is None:
-                return None
-            if record.url:
-                return await self._save_elsewhere(record, folder, git, change, branch, alone=False)
-            bundle = await make_bundle(git, branch=branch, base=base)
+            saved: SavedChange | None = None
+            if change is not None and record.url:
+                saved = await self._save_elsewhere(record, folder, git, change, branch, alone=False)
+            elif change is not None:
+                bundle = await make_bundle(git, branch=branch, base=base)
+                saved = self._saved(record, branch, change, bundle)
         except (GitError, OSError) as e:
             raise ResultNotSaved(f"the result cannot be kept: {e}; it is still in {checkout}") from e
-        return self._saved(record, branch, change, bundle)
+        await self._say_what_is_lost(place, start, change, lost)
+        return saved
 
     async def _usable_git_dir(self, folder: Path) -> Path:
         """Return the checkout's git folder, or a new one where the agent removed or broke it."""

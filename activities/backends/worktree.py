@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from activities.backends.contract import SavedChange, WorkspaceSpec
+from activities.backends.contract import Report, SavedChange, WorkspaceSpec
 from activities.backends.host import ComputeRecord, HostBackend
 from activities.errors import InvalidTask, ProvisionFailed, ResultNotSaved
 from activities.files import exclusive, remove_tree
@@ -109,7 +109,7 @@ class WorktreeBackend(HostBackend):
         common = await self._git(Path(record.repository)).common_dir()
         return record.model_copy(update={"common_dir": str(common), "branch": result_branch(record.task_id)})
 
-    async def _save(self, record: ComputeRecord, folder: Path, base: str | None) -> SavedChange | None:
+    async def _save(self, record: ComputeRecord, folder: Path, base: str | None, lost: Report) -> SavedChange | None:
         base = record.base_commit or base
         if not record.prepared or record.branch is None or base is None:
             return None
@@ -119,15 +119,17 @@ class WorktreeBackend(HostBackend):
             git = self._git(git_dir).at(GIT_DIR=git_dir)
             place = Place(git=git, git_dir=git_dir, checkout=checkout, scratch=folder)
             change = await save_change(place, branch=branch, base=base, message=f"Work of task {record.task_id}")
+            saved: SavedChange | None = None
             if change is not None and record.url:
-                return await self._save_elsewhere(record, folder, git, change, branch, alone=True)
+                saved = await self._save_elsewhere(record, folder, git, change, branch, alone=True)
+            elif change is not None:
+                saved = self._saved(record, branch, change, None)
         except (GitError, OSError) as e:
             raise ResultNotSaved(
                 f"the result cannot be kept in {record.repository}: {e}; it is still in {checkout}"
             ) from e
-        if change is None:
-            return None
-        return self._saved(record, branch, change, None)
+        await self._say_what_is_lost(place, base, change, lost)
+        return saved
 
     async def _usable_git_dir(self, record: ComputeRecord, folder: Path, branch: str) -> Path:
         """Return the worktree's own git folder, or one in its place where the agent broke or pruned it."""

@@ -3,8 +3,10 @@
 import click
 from click.shell_completion import get_completion_class
 
+from cli.reading import ReadingCommand
 
-@click.command()
+
+@click.command(cls=ReadingCommand)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
     """Print the script that completes commands, options, task ids and names of templates in your shell.

@@ -6,6 +6,7 @@ import click
 
 from cli import completing
 from cli.commands.run import task_options
+from cli.reading import ReadingCommand
 from messages.statuses import TaskStatus, TaskStep
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -40,10 +41,10 @@ class _Step(click.Choice[str]):
         return super().convert(value.replace(" ", "_"), param, ctx)
 
 
-@click.command("list")
+@click.command("list", cls=ReadingCommand)
 @click.option("--status", type=click.Choice([s.value for s in TaskStatus]), help="Only tasks of this status.")
 @click.option("--step", type=_Step([s.value for s in TaskStep]), help="Only tasks that are at this step.")
-@click.option("--backend", type=click.Choice(["local", "worktree", "container"]), help="Only tasks on this backend.")
+@click.option("--backend", type=click.Choice(completing.BACKENDS), help="Only tasks on this backend.")
 @click.option("--limit", type=click.IntRange(1, 200), default=50, show_default=True, help="At most so many.")
 @click.option("--cursor", metavar="CURSOR", help="Go on where an earlier list ended.")
 @as_json_option
@@ -61,7 +62,7 @@ def list_tasks(as_json: bool, **filters: str | int | None) -> int:
     return 0
 
 
-@click.command()
+@click.command(cls=ReadingCommand)
 @id_argument
 @as_json_option
 def show(task_id: str, as_json: bool) -> int:
@@ -78,7 +79,7 @@ def show(task_id: str, as_json: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(cls=ReadingCommand)
 @id_argument
 @follow_option
 @click.option("--boot", is_flag=True, help="Print how its workspace came up instead: the newest 50 entries an attempt.")
@@ -100,7 +101,7 @@ def logs(task_id: str, follow: bool, boot: bool, as_json: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(cls=ReadingCommand)
 @id_argument
 @follow_option
 @as_json_option
@@ -118,7 +119,7 @@ def events(task_id: str, follow: bool, as_json: bool) -> int:
     return 0
 
 
-@click.command()
+@click.command(cls=ReadingCommand)
 @id_argument
 @click.option(
     "--bundle", metavar="FILE", type=click.Path(path_type=Path), help="Save it as a git bundle, to fetch from, instead."

@@ -5,6 +5,7 @@ import click
 from cli import completing
 from cli.commands.tasks import as_json_option
 from cli.main import LazyGroup
+from cli.reading import ReadingCommand
 
 _COMMANDS = {
     "list": ("cli.commands.templates:list_templates", "List the templates."),
@@ -17,7 +18,7 @@ def templates() -> None:
     """List and show templates."""
 
 
-@click.command("list")
+@click.command("list", cls=ReadingCommand)
 @as_json_option
 def list_templates(as_json: bool) -> int:
     """List the templates that the service knows; where none runs, those that one started here would know.
@@ -33,7 +34,7 @@ def list_templates(as_json: bool) -> int:
     return 0
 
 
-@click.command("show")
+@click.command("show", cls=ReadingCommand)
 @click.argument("name", shell_complete=completing.templates)
 @as_json_option
 def show_template(name: str, as_json: bool) -> int:

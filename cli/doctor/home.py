@@ -13,7 +13,7 @@ from pathlib import Path
 from activities.processes import find_carrying
 from api.templates import TemplateError, TemplateFolder
 from cli.doctor.check import Check, broken, from_error, ok, warning
-from cli.home import StackRecord, is_locked
+from cli.home import StackRecord, locks_on
 from messages.keys import KeysError, load_keys
 from messages.settings import Settings
 from messages.timeouts import runtime_warning
@@ -113,7 +113,7 @@ def check_stack(home: Path, record: StackRecord | None) -> Check:
     """Check which stack runs on the home; where none does, what an earlier one left: its database, its servers."""
     if record is not None and record.is_alive:
         return ok("stack", f"runs (process {record.pid}, {record.api_url})")
-    if is_locked(home / "stack.lock"):
+    if locks_on(home / "stack.lock"):
         return ok("stack", "one is starting or stopping just now")
     try:
         require_sqlite(home / "temporal.db")

@@ -44,8 +44,10 @@ def _is_ours(health: httpx.Response) -> bool:
 def _check_ready(found: str, get: Callable[[str], httpx.Response]) -> Check:
     try:
         answer = get("/readyz").json()
-        away = [str(part) for part, state in answer["parts"].items() if state != "ok"]
-        problems = [str(text) for text in answer.get("problems", {}).values()]
+        parts = answer["parts"]
+        away = [str(part) for part, state in parts.items() if state != "ok"]
+        # What mends a part that is away is found out where it is: this very command says it there.
+        problems = [str(text) for part, text in answer.get("problems", {}).items() if parts[part] != "away"]
     except (httpx.HTTPError, ValueError, AttributeError, KeyError):
         away, problems = ["Temporal or PostgreSQL"], []
     if problems:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.git_repositories import git
+from tests.support.git_repositories import git, make_repository
 from tests.support.stack import Gate
 
 pytestmark = pytest.mark.timeout(240)
@@ -74,6 +74,20 @@ def test_in_a_repository_the_change_is_on_a_branch_and_the_checkout_untouched(cl
     assert git(repository, "status", "--porcelain") == ""
     assert git(repository, "branch", "--show-current") == "main"
     subprocess.run(["git", "apply", "--check"], cwd=repository, input=diff.raw, check=True)
+
+
+def test_what_is_changed_in_a_submodule_is_said_to_be_lost(cli: Cli, repository: Path, tmp_path: Path) -> None:
+    """S44: where nothing else is changed too, so that there is no result that could say it."""
+    library = make_repository(tmp_path / "library")
+    git(repository, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "sm")
+    git(repository, "commit", "--quiet", "-m", "with a submodule")
+    fill = "git -c protocol.file.allow=always submodule update -q --init"
+    finished = cli.run("run", "--id", "inside", f"{fill} && echo changed >> sm/README", cwd=repository)
+    assert finished.code == 0, finished
+    told = "submodule sm: uncommitted changes; only what is pushed to a submodule's own remote stays"
+    assert f"  change    none\n  not kept  {told}\n" in finished.err
+    assert f"not kept  {told}" in cli.run("show", "inside").out
+    assert f"not kept completed: {told}" in cli.run("logs", "--boot", "inside").out
 
 
 @pytest.mark.parametrize("place", ["bare", "repository/.git", "repository/.git/refs"])

@@ -273,6 +273,16 @@ async def test_texts_that_are_too_long_are_cut_and_never_refused(api: RunningApi
     assert [(line.step, line.message) for line in view.boot_log] == [(long[:100], long[:4096])]
 
 
+async def test_a_boot_step_without_a_name_is_kept_all_the_same(api: RunningApi) -> None:
+    workspace = await api.workspace()
+    for step in ("", " "):
+        body = {"step": step, "status": "failed", "message": step, "timestamp": "2026-01-02T03:04:05"}
+        assert (await _post(api, workspace, "boot-log", body)).status_code == 202
+    view = await api.registry.workspaces.get(workspace.id)
+    assert view is not None
+    assert [(line.step, line.status.value) for line in view.boot_log] == [("unnamed", "failed")]
+
+
 async def test_ends_of_sessions_that_never_were_reach_no_workflow(api: RunningApi) -> None:
     """S36: unknown ids."""
     workspace = await api.with_session(await api.workspace())

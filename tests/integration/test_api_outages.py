@@ -235,6 +235,10 @@ async def test_while_postgresql_is_away_callbacks_are_signalled_straight_through
         assert (await quick.anyone.get("/healthz")).status_code == 200
         ready = await quick.anyone.get("/readyz")
         assert (ready.status_code, ready.json()["parts"]) == (503, {"temporal": "ok", "registry": "away"})
+        assert ready.json()["problems"] == {
+            "registry": "PostgreSQL does not answer; mend it: start it, or correct TASKRUNNER_DATABASE_URL of the API;"
+            " taskrunner doctor, on the API's machine, says more"
+        }
     await eventually(quick.all_is_there)
 
 
@@ -248,8 +252,12 @@ async def test_with_both_away_the_callback_is_refused_with_a_time_to_come_back(
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
         assert answer.headers["content-type"] == "application/problem+json"
         assert "send it again" in answer.json()["detail"]
-        parts = (await own.anyone.get("/readyz")).json()["parts"]
-        assert parts == {"temporal": "away", "registry": "away"}
+        ready = (await own.anyone.get("/readyz")).json()
+        assert ready["parts"] == {"temporal": "away", "registry": "away"}
+        assert ready["problems"]["temporal"].startswith("Temporal does not answer; mend it: start it")
+        assert ready["problems"].keys() == ready["parts"].keys()
+        # The addresses of both, and what PostgreSQL says, are nothing for everybody who can reach the API.
+        assert not [text for text in ready["problems"].values() if "127.0.0.1" in text or "taskrunner_" in text]
 
 
 async def test_what_temporal_lacks_is_told_with_the_command_that_mends_it(

@@ -333,6 +333,46 @@ async def test_a_body_that_ends_early_disturbs_nothing(api: RunningApi) -> None:
     await _nothing_changed(api, workspace)
 
 
+async def test_a_path_that_leads_nowhere_is_not_echoed_whole(api: RunningApi) -> None:
+    long = "x" * 30_000
+    for method, path, status in (
+        ("GET", f"/{long}", 404),
+        ("DELETE", f"/api/tasks/{long}", 405),
+        ("GET", f"/api/tasks/{long}", 404),
+        ("GET", f"/api/tasks?{long}=1", 400),
+    ):
+        answer = await api.user.request(method, path)
+        assert (path[:11], answer.status_code) == (path[:11], status)
+        assert len(answer.content) < 1500
+        assert answer.json()["detail"]
+
+
+MISSPELT = {
+    "/api/tasks?bogus=1": "parameter bogus: is not known here; known: status, step, backend, limit, cursor",
+    "/api/tasks?statos=failed&limit=2": "parameter statos: is not known here; did you mean 'status'?",
+    "/api/workspaces?state=removed": "parameter state: is not known here; did you mean 'status'?",
+    "/api/workspaces/{workspace}?limit=1": "parameter limit: is not known here; no parameter is",
+    "/api/tasks/{task}?folow=1": "parameter folow: is not known here; no parameter is",
+    "/api/tasks/{task}/events?folow=false": "parameter folow: is not known here; did you mean 'follow'?",
+    "/api/tasks/{task}/logs?offest=5": "parameter offest: is not known here; did you mean 'offset'?",
+    "/api/tasks/{task}/boot-log?affter=5": "parameter affter: is not known here; did you mean 'after'?",
+    "/api/templates?x=y": "parameter x: is not known here; no parameter is",
+}
+
+
+async def test_a_misspelt_parameter_is_refused_with_the_nearest_known_one(api: RunningApi) -> None:
+    """It would be a filter that lists everything."""
+    workspace = await api.workspace()
+    for path, told in MISSPELT.items():
+        url = path.format(task=workspace.task.task_id, workspace=workspace.id)
+        answer = await api.user.get(url)
+        assert (url, answer.status_code, answer.json()["detail"]) == (url, 400, told)
+        assert answer.json()["type"] == "urn:taskrunner:problem:invalid-parameter"
+        (error,) = answer.json()["errors"]
+        assert f"parameter {error['field']}: {error['message']}" == told
+        assert (await api.anyone.get(url)).status_code == 401
+
+
 async def test_paths_that_lead_nowhere_are_problems(api: RunningApi) -> None:
     for method, path, status in (
         ("GET", "/", 404),

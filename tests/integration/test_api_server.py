@@ -34,6 +34,16 @@ async def test_it_serves_a_bound_socket_for_as_long_as_it_is_wanted(given: ApiDe
     assert server.task.done()
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_health_is_told_to_whoever_asks_for_the_head_alone(given: ApiDependencies, path: str) -> None:
+    """As load balancers do."""
+    async with running(given, "127.0.0.1", 0) as server, httpx.AsyncClient(trust_env=False) as client:
+        whole, head = await client.get(f"{server.url}{path}"), await client.head(f"{server.url}{path}")
+    assert (whole.status_code, head.status_code, head.content) == (200, 200, b"")
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    assert head.headers["content-length"] == whole.headers["content-length"]
+
+
 async def test_cancelling_it_closes_the_socket(given: ApiDependencies) -> None:
     sock = bind("127.0.0.1", 0)
     started = asyncio.Event()

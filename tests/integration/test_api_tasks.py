@@ -1,6 +1,7 @@
 """The task API over a real socket: submitting, looking, cancelling."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from messages.tasks import SavedResult, TaskInput, TaskOutcome
 from messages.templates import Template
 from store.registry import Registry
 from tests.support.api import API_TOKEN, HOST_ID, RunningApi, serving, unique
-from tests.support.records import rows
+from tests.support.records import put, rows
 
 pytest_plugins = ["tests.support.temporal", "tests.support.api"]
 
@@ -424,3 +425,17 @@ async def test_the_api_describes_itself(api: RunningApi) -> None:
 
     assert {reference.rpartition("/")[2] for reference in references(description)} <= schemas.keys()
     assert (await api.anyone.get("/docs")).status_code == 200
+
+
+async def test_a_stored_task_that_this_release_cannot_read_is_a_defect_and_no_fault_of_the_request(
+    api: RunningApi,
+) -> None:
+    """S36: what is stored is never quoted, and a repeat is not refused as if it could not be recorded."""
+    body = {"id": unique("t"), "prompt": "true"}
+    assert (await api.user.post("/api/tasks", json=body)).status_code == 201
+    [stored] = [row["input"] for row in await rows(api.registry, "tasks") if row["id"] == body["id"]]
+    await put(api.registry, "tasks", body["id"], input='{"task_id": "of another time"}')
+    answer = await api.user.post("/api/tasks", json=body)
+    await put(api.registry, "tasks", body["id"], input=json.dumps(stored))
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "of another time" not in answer.text

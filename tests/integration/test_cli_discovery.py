@@ -132,6 +132,24 @@ async def test_a_service_whose_token_is_not_known_is_told_of_and_a_run_starts_it
     assert await asyncio.to_thread(service_of_others, settings) is None
 
 
+async def test_templates_are_read_from_the_files_where_the_service_at_the_usual_address_is_of_others(
+    api: RunningApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Whoever writes the first template on a machine where somebody else's service runs."""
+    monkeypatch.setattr(discovery, "DEFAULT_API_URL", api.url)
+    monkeypatch.setenv("TASKRUNNER_HOME", str(tmp_path / "none"))
+    for name in ("TASKRUNNER_API_URL", "TASKRUNNER_API_TOKEN", "TASKRUNNER_DATABASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    assert await asyncio.to_thread(main, ["templates", "list"]) == 0
+    assert "worktree   worktree" in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["templates", "show", "local"]) == 0
+    assert "name: local" in capsys.readouterr().out
+    # What only that service could know is not made up.
+    for command in (["list"], ["show", "t-1"], ["submit", "--backend", "local", "true"]):
+        assert await asyncio.to_thread(main, command) == 3
+        assert "TASKRUNNER_API_TOKEN is not set" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "answer", [_http("200 OK", '{"status": "ok"}'), _http("200 OK", "hello"), _http("404 Not Found", "{}"), b"SSH-2.0"]
 )

@@ -11,7 +11,7 @@ from messages.names import task_workflow_id
 from messages.statuses import BackendKind, EventKind, FailureSource, SessionStatus, TaskStatus, TaskStep, Verdict
 from messages.tasks import Repository, SavedResult, TaskOutcome
 from messages.templates import RuntimeConfig, Template
-from store.errors import TaskConflict
+from store.errors import InvalidCursor, NotStorable, TaskConflict
 from store.registry import Registry
 from tests.support.records import a_failure, a_handle, a_task, put, queued, rows, running, starting
 
@@ -74,7 +74,7 @@ async def test_the_input_comes_back_as_it_was(registry: Registry) -> None:
 async def test_a_task_with_a_nul_character_is_refused(registry: Registry) -> None:
     """S36."""
     template = Template(name="local", backend=BackendKind.LOCAL, env={"A": "a\0b"})
-    with pytest.raises(ValueError, match="NUL"):
+    with pytest.raises(NotStorable, match="NUL"):
         await registry.tasks.create(a_task(template=template), digest="d", idempotency_key=None)
     assert await rows(registry, "tasks") == []
 
@@ -221,7 +221,7 @@ async def test_a_list_cuts_long_prompts(registry: Registry) -> None:
 )
 async def test_a_bad_cursor_is_refused(registry: Registry, cursor: str) -> None:
     """S36."""
-    with pytest.raises(ValueError, match="is not a cursor"):
+    with pytest.raises(InvalidCursor, match="is not a cursor"):
         await registry.tasks.list(cursor=cursor)
 
 

@@ -203,3 +203,13 @@ def test_the_workers_secrets_are_not_passed_on() -> None:
         "LD_PRELOAD": "x", "PYTHONPATH": "x", COMPUTE_MARKER: "tr-other-1", "PATHX": "x",
     }  # fmt: skip
     assert clean_environment({**kept, **dropped}) == kept
+
+
+async def test_how_a_process_ended_is_known_after_the_next_one_was_started(tmp_path: Path) -> None:
+    """S14: on a busy host the next workspace is there before anybody has asked about this one."""
+    first = processes.start(["/bin/sh", "-c", "exit 3"], cwd=tmp_path, env={}, log=tmp_path / "log")
+    assert await processes.wait_for_exit(first, 10)
+    for _ in range(3):
+        later = processes.start(["/bin/true"], cwd=tmp_path, env={}, log=tmp_path / "log")
+        assert await processes.wait_for_exit(later, 10)
+    assert processes.exit_code(first) == 3

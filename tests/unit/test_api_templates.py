@@ -12,6 +12,7 @@ from messages.statuses import BackendKind, Readiness
 from messages.tasks import TaskRequest
 
 HOST = "this-host"
+RESERVED = "is ours: a variable whose name begins with TASKRUNNER_ is not taken"
 
 
 def _resolve(folder: TemplateFolder, **request: Any) -> Any:
@@ -60,6 +61,16 @@ def test_a_folder_adds_to_them_and_a_change_is_seen(tmp_path: Path) -> None:
         (b"name: mine\nbackend: local\n1: 2\n", "unknown key 1"),
         (b"!!python/object/apply:os.system ['true']", "not valid YAML"),
         (b"#" * (MAX_TEMPLATE_BYTES + 1), "larger"),
+        (b"name: mine\nbackend: local\nname: yours\n", "the key 'name' is there twice, in lines 1 and 3; keep one"),
+        (b"name: mine\nbackend: local\nenv:\n  A: x\n  'A': y\n", "the key 'A' is there twice, in lines 4 and 5"),
+        (b"name: mine\nbackend: local\nsetup: [{a: 1, b: 2, a: 3}]\n", "the key 'a' is there twice, in line 3"),
+        (b"name: mine\nbackend: local\nsetup: ['true', ' ']\n", "setup: command 2 is blank; leave it out"),
+        (b"name: mine\nbackend: local\nenv: {TASKRUNNER_COMPUTE: x}\n", f"env: TASKRUNNER_COMPUTE {RESERVED}"),
+        (
+            b"name: mine\nbackend: local\nagent: {kind: harnessd, command: [x], env: {TASKRUNNER_A: x}}\n",
+            f"agent.env: TASKRUNNER_A {RESERVED}",
+        ),
+        (b"name: mine\nbackend: local\nruntime_config: {provision_timeout_seconds: true}\n", "a whole number"),
         (b"[" * 5000, "not valid YAML"),
     ],
 )
@@ -76,6 +87,16 @@ def test_a_broken_file_is_named_with_its_reason_and_spoils_no_other(tmp_path: Pa
         folder.find("broken")
     with pytest.raises(TemplateError, match="worktree; 1 file cannot be used: taskrunner templates list"):
         folder.find("other")
+
+
+def test_a_key_that_is_merged_in_may_be_given_again(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nbackend: local\nenv: &base {A: base, B: base}\n"
+        "agent: {kind: harnessd, command: [x], env: {<<: *base, A: own}}\n"
+    )
+    folder = TemplateFolder(tmp_path)
+    assert folder.broken() == {}
+    assert folder.find("mine").agent.env == {"A": "own", "B": "base"}
 
 
 def test_a_folder_that_is_not_there_says_which_setting_to_check(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from activities.proc import start_time
 from cli.errors import CliError, UsageError
-from cli.home import FileLock, Home, StackRecord, read_record, read_token
+from cli.home import FileLock, Home, StackRecord, locks_on, read_record, read_token
 from cli.launch import hold_stack, is_only_user
 
 
@@ -96,6 +96,20 @@ def test_locks_exclude_and_tell(tmp_path: Path) -> None:
     first.close()
     assert second.try_exclusive()
     second.close()
+
+
+def test_the_locks_of_a_file_are_told_without_touching_it(tmp_path: Path) -> None:
+    assert locks_on(tmp_path / "missing") == []
+    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
+    assert locks_on(tmp_path / "lock") == []
+    first.shared()
+    second.shared()
+    assert locks_on(tmp_path / "lock") == ["READ", "READ"]
+    second.close()
+    first.exclusive()
+    assert locks_on(tmp_path / "lock") == ["WRITE"]
+    assert list(tmp_path.iterdir()) == [tmp_path / "lock"]
+    first.close()
 
 
 def test_who_waits_for_the_stack_that_stops_says_so_at_once(tmp_path: Path) -> None:

@@ -233,6 +233,19 @@ def test_a_run_that_changed_nothing_says_so() -> None:
     assert "change" not in render.outcome(task(status=TaskStatus.FAILED, error="exit code 1"))
 
 
+@pytest.mark.parametrize("result", [None, RESULT], ids=["nothing else changed", "a result"])
+def test_what_could_not_be_kept_is_said_once_and_cannot_steer_the_terminal(result: SavedResult | None) -> None:
+    told = {"attempt": 1, "step": "not kept", "status": "completed", "message": "in \x1b[2Jsm", "timestamp": BEGUN}
+    workspace = WORKSPACE.model_copy(update={"boot_log": [BootLogEntry.model_validate(told)] * 2})
+    record = task(status=TaskStatus.COMPLETED, workspace=workspace, result=result)
+    for text in (render.outcome(record), render.task_page(record)):
+        lines = [line for line in text.splitlines() if "not kept" in line and "completed" not in line]
+        assert len(lines) == 1, text
+        assert lines[0].lstrip().startswith("not kept")
+        assert "\x1b[2J" not in text
+        assert "nothing was changed" not in text
+
+
 def test_columns_are_aligned_by_what_is_seen() -> None:
     table = render.table(("A", "B"), [("\x1b[31mred\x1b[0m", "1"), ("longer", "2")])
     seen = [line.replace("\x1b[31m", "").replace("\x1b[0m", "") for line in table.splitlines()]

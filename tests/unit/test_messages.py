@@ -1,5 +1,6 @@
 """The shared vocabulary: ids, durations, templates, the provision timeout, tokens and keys."""
 
+import json
 import logging
 import shutil
 import subprocess
@@ -9,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 import agent
 from cli.main import VERSION
 from messages import names
-from messages.callbacks import LOG_TAIL_BYTES, ReadyBody, log_tail
+from messages.callbacks import LOG_TAIL_BYTES, BootLogBody, FinishedBody, HeartbeatBody, OutputBody, ReadyBody, log_tail
 from messages.durations import Duration, format_duration, parse_duration
 from messages.keys import Keyring, KeysError, create_keys, load_keys
+from messages.names import HOST_PATTERN, ID_PATTERN
+from messages.settings import Settings
 from messages.statuses import (
     SESSION_TRANSITIONS,
     TASK_TRANSITIONS,
@@ -26,7 +29,7 @@ from messages.statuses import (
     TaskStatus,
     WorkspaceStatus,
 )
-from messages.tasks import TaskRequest
+from messages.tasks import TaskInput, TaskRequest
 from messages.templates import (
     AGENT_PRESETS,
     INSTALL_COMMANDS,
@@ -38,7 +41,7 @@ from messages.templates import (
 )
 from messages.timeouts import resolve_provision_timeout, runtime_warning
 from messages.tokens import InvalidToken, mint_callback_token, verify_callback_token
-from messages.validation import first_violation
+from messages.validation import explain, first_violation
 
 
 @pytest.mark.parametrize("good", ["a", "0", "a-b", "x" * 40])
@@ -77,6 +80,16 @@ def test_repeats_of_a_callback_share_a_request_id_and_nothing_else_does() -> Non
 )
 def test_durations_as_people_write_them(text: str, seconds: float) -> None:
     assert parse_duration(text) == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["1d", "1h30m", "45s", "2s", "500ms", "1s500ms", "1h1ms", "0s"])
+def test_a_duration_is_shown_as_it_was_written(text: str) -> None:
+    assert format_duration(parse_duration(text)) == text
+
+
+def test_a_duration_is_shown_to_the_millisecond() -> None:
+    assert format_duration(timedelta(seconds=1.9996)) == "2s"
+    assert format_duration(timedelta(microseconds=1499)) == "1ms"
 
 
 @pytest.mark.parametrize("text", ["", "2", "2x", "h", "-1s", "1.5h", "9999d", "9" * 29 + "d", "1" * 40 + "s"])
@@ -359,6 +372,103 @@ def test_a_field_is_named_as_it_stands_in_what_was_sent(agent: object, told: str
     with pytest.raises(ValidationError) as refused:
         template(agent=agent)
     assert str(first_violation(refused.value)) == told
+
+
+@pytest.mark.parametrize(
+    ("container", "told"),
+    [
+        ({"image": "-x"}, "container.image: has to be the name of an image: without spaces, and no hyphen first"),
+        ({"image": "x", "memory": "4x"}, "container.memory: has to be a number of bytes, or as 512m or 4g"),
+        ({"image": "x", "network": "-"}, "container.network: has to be letters, digits, dots, underscores and hyphens"),
+        ({"image": "x", "pids": "9" * 5000}, "container.pids: is too large a number"),
+    ],
+)
+def test_what_is_wrong_with_a_container_is_told_in_words(container: object, told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        template(backend="container", container=container)
+    assert str(first_violation(refused.value)).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (FinishedBody, "status: has to be one of: completed, failed, interrupted, cancelled"),
+        (BootLogBody, "timestamp: has to be a time, for example 2026-01-31T13:04:00Z"),
+    ],
+)
+def test_what_is_wrong_with_a_callback_is_told_without_words_of_python(body: type[BaseModel], told: str) -> None:
+    sent = {"step": "setup", "message": "x", "timestamp": "soon"}
+    with pytest.raises(ValidationError) as refused:
+        body.model_validate({"status": "done" if body is FinishedBody else "started", **sent})
+    assert str(first_violation(refused.value)) == told
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"runtime_config": {"provision_timeout_seconds": True}},
+            "runtime_config.provision_timeout_seconds: has to be a",
+        ),
+        (
+            {"backend": "container", "container": {"image": "x", "pids": True}},
+            "container.pids: has to be a whole number",
+        ),
+        ({"backend": "container", "container": {"image": "x", "cpus": True}}, "container.cpus: has to be a number"),
+        (
+            {"backend": "container", "container": {"image": "x", "port": True}},
+            "container.port: has to be a whole number",
+        ),
+        ({"agent": {"kind": "harnessd", "command": ["x"], "port": True}}, "agent.port: has to be a whole number"),
+    ],
+)
+def test_true_is_no_number_in_a_template(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        template(**fields)
+    assert str(first_violation(refused.value)).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("body", "fields", "told"),
+    [
+        (OutputBody, {"offset": True, "chunks": []}, "offset: has to be a whole number"),
+        (HeartbeatBody, {"state": "ready", "pending": False}, "pending: has to be a whole number"),
+        (FinishedBody, {"status": "failed", "exitCode": True}, "exitCode: has to be a whole number"),
+    ],
+)
+def test_true_is_no_number_in_a_callback(body: type[BaseModel], fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        body.model_validate(fields)
+    assert str(first_violation(refused.value)) == told
+
+
+def test_a_task_that_was_stored_with_what_is_refused_today_is_still_read() -> None:
+    """Templates of 0.1.0 could say it."""
+    own = {"setup": [""], "env": {"TASKRUNNER_X": "y"}}
+    stored = {"task_id": "t", "workspace_id": "w", "prompt": "x", "template": {"name": "t", "backend": "local", **own}}
+    read = TaskInput.model_validate_json(json.dumps(stored)).template
+    assert (read.setup, read.env) == (("",), {"TASKRUNNER_X": "y"})
+    with pytest.raises(ValueError, match="TASKRUNNER_X is ours"):
+        read.check_as_written()
+
+
+def test_no_pattern_is_shown_to_whom_it_refuses() -> None:
+    schemas = TypeAdapter(tuple[TaskRequest, Template, OutputBody, HeartbeatBody, Settings]).json_schema()
+    patterns = _patterns_in(schemas)
+    assert ID_PATTERN in patterns
+    assert HOST_PATTERN in patterns
+    for pattern in patterns:
+        assert "has to be" in explain({"type": "string_pattern_mismatch", "ctx": {"pattern": pattern}}), pattern
+
+
+def _patterns_in(schema: Any) -> set[str]:
+    if isinstance(schema, list):
+        return {pattern for part in schema for pattern in _patterns_in(part)}
+    if not isinstance(schema, dict):
+        return set()
+    # The names of a mapping's keys are patterns too, as those of properties.
+    own = {schema["pattern"]} if isinstance(schema.get("pattern"), str) else set()
+    return own | set(schema.get("patternProperties", ())) | _patterns_in(list(schema.values()))
 
 
 def test_an_unknown_kind_of_agent_is_refused_with_those_that_there_are() -> None:

@@ -35,6 +35,7 @@ from messages.signals import ProvisioningFailed, SessionFinished, WorkspaceLost,
 from messages.statuses import BackendKind, Readiness, SessionStatus
 from messages.tasks import WORKFLOW_REVISION, TaskInput, TaskResult
 from messages.templates import Template
+from tests.support.api import eventually
 from tests.support.time_skipping import time_skipping_environment
 from workers.worker import all_of
 from workflows.task_runner import TaskRunner
@@ -152,11 +153,20 @@ class Scene:
         return handle
 
     async def event(self, kind: str) -> None:
-        """Return when the history has an event of that kind."""
-        async for event in self.handles[0].fetch_history_events(wait_new_event=True):
-            if event.WhichOneof("attributes") == f"{kind}_event_attributes":
-                return
-        raise AssertionError(f"the task closed without {kind}")
+        """Return when the history has an event of that kind: asked for again and again, as not every server tells."""
+
+        async def is_there() -> bool:
+            return kind in await self.event_types()
+
+        await eventually(is_there)
+
+    async def pass_time(self, time: timedelta) -> None:
+        """Skip ``time`` although a worker is asked for something, for which the server holds its clock.
+
+        For just one thing, which must neither end nor be given up meanwhile: the server takes that for an error.
+        """
+        async with self.environment.time_skipping_unlocked():  # type: ignore[attr-defined]
+            await self.environment.sleep(time)
 
     async def event_types(self) -> list[str]:
         history = await self.handles[0].fetch_history()

@@ -11,10 +11,10 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 
 from messages import names
-from messages.activities import LastLook
+from messages.activities import LastLook, Preflight
 from messages.errors import ErrorType
-from messages.statuses import BackendKind, FailureSource, TaskStatus, Verdict
-from messages.tasks import ProvisionFailure
+from messages.statuses import BackendKind, FailureSource, TaskStatus, TaskStep, Verdict
+from messages.tasks import ProvisionFailure, TaskProgress
 from tests.workflows.conftest import Scene, finished, lost, provisioning_failed, ready
 
 MakeScene = Callable[..., Scene]
@@ -91,6 +91,37 @@ async def test_no_callback_fails_at_the_deadline_and_at_most_five_seconds_later(
     assert "create_session" not in s.world.calls
 
 
+@pytest.mark.parametrize("template_says", [None, 300, 3600])
+async def test_the_deadline_is_what_preflight_resolved_whatever_the_template_says(
+    scene: MakeScene, template_says: int | None
+) -> None:
+    """S17"""
+    s = scene(runtime_config={"provision_timeout_seconds": template_says})
+
+    async def resolves(_: Any) -> Preflight:
+        return Preflight(
+            host_id="h", task_queue=s.queue, provision_timeout_seconds=1200, provision_timeout_rule="environment"
+        )
+
+    s.world.hooks["preflight_task"] = resolves
+    async with s.worker():
+        handle = await s.start()
+        await s.environment.sleep(timedelta(minutes=13))
+        status = await handle.query(names.STATUS_QUERY, result_type=TaskProgress)
+        assert status.step is TaskStep.WAITING_FOR_READY
+        assert status.until is not None
+        assert status.until - status.since == timedelta(minutes=20)
+        with pytest.raises(WorkflowFailureError):
+            await handle.result()
+    history = await handle.fetch_history()
+    times = {e.WhichOneof("attributes"): e.event_time.ToDatetime() for e in history.events}
+    waited = times["workflow_execution_failed_event_attributes"] - times["timer_started_event_attributes"]
+    assert timedelta(minutes=20) <= waited <= timedelta(minutes=20, seconds=5)
+    assert s.world.released is not None
+    assert s.world.released.outcome.failure is not None
+    assert s.world.released.outcome.failure.timeout_secs == 1200
+
+
 async def test_a_lost_callback_is_made_up_for_by_the_last_look(scene: MakeScene) -> None:
     """S10"""
     s = scene()
@@ -144,6 +175,10 @@ async def test_a_last_look_that_no_worker_takes_does_not_hold_the_verdict_up(sce
     assert s.world.released is not None
     assert s.world.released.outcome.verdict is Verdict.TIMED_OUT
     assert "did not end in time" in s.world.released.outcome.error
+    history = await handle.fetch_history()
+    times = {e.WhichOneof("attributes"): e.event_time.ToDatetime() for e in history.events}
+    looked = times["workflow_execution_failed_event_attributes"] - times["timer_fired_event_attributes"]
+    assert timedelta(seconds=5) <= looked < timedelta(seconds=10)
 
 
 async def test_provisioning_failed_ends_the_wait_at_once_with_its_message_and_log(scene: MakeScene) -> None:
@@ -245,6 +280,32 @@ async def test_the_original_deadline_holds_after_the_worker_was_off(scene: MakeS
     waited = times["workflow_execution_failed_event_attributes"] - times["timer_started_event_attributes"]
     assert timedelta(seconds=600) <= waited <= timedelta(seconds=605)
     assert (await s.event_types()).count("timer_started") == 1
+
+
+@pytest.mark.parametrize("takes", [6, 25])
+async def test_a_deadline_that_is_seen_late_leaves_the_look_time_to_find_a_stored_callback(
+    scene: MakeScene, takes: int
+) -> None:
+    """S48: what it looks into is only coming back too."""
+    s = scene()
+
+    async def finds_it_at_last(_: Any) -> LastLook:
+        await s.environment.sleep(timedelta(seconds=takes))
+        return LastLook(ready=True)
+
+    s.world.hooks["look_once_more"] = finds_it_at_last
+    async with s.worker(max_cached_workflows=0):
+        handle = await s.start()
+        await s.event("timer_started")
+    await s.environment.sleep(timedelta(minutes=10))
+    await s.event("timer_fired")
+    await s.pass_time(timedelta(minutes=1))
+    async with s.worker():
+        await handle.signal(names.SESSION_FINISHED, finished(s.task))
+        await handle.result()
+    assert s.world.calls.count("look_once_more") == 1
+    assert s.world.released is not None
+    assert s.world.released.outcome.verdict is Verdict.READY
 
 
 async def test_an_immediate_workspace_waits_for_nothing(scene: MakeScene) -> None:

@@ -152,6 +152,23 @@ def test_a_reader_that_leaves_ends_its_stream_in_the_harness(with_harness: Make,
     api.wait_for(lambda: _connections_to(port) == 0)
 
 
+def test_a_reader_that_leaves_a_harness_that_hangs_leaves_nothing_behind(with_harness: Make, api: CallbackApi) -> None:
+    """S28: each look at it would cost the agent a thread and a connection."""
+    agent = with_harness().start()
+    api.wait_for(lambda: api.count("ready"))
+    port = int((agent.state / "harness.log").read_text().partition("listening on ")[2].split()[0])
+    server = server_of(agent)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", agent.port, timeout=20)
+        connection.request("GET", "/v1/runs/any", headers={"Authorization": f"Bearer {TOKEN}"})
+        api.wait_for(lambda: _connections_to(port) == 1)
+        connection.close()
+        api.wait_for(lambda: _connections_to(port) == 0)
+    finally:
+        os.kill(server, signal.SIGCONT)
+
+
 def _connections_to(port: int) -> int:
     """Count the established connections to a port of this machine."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
