@@ -296,6 +296,19 @@ def test_a_broken_part_of_the_home_is_named(cli: Cli, name: str, content: str, c
     assert cli.processes() == {}
 
 
+@pytest.mark.parametrize("name", ["workspaces", "records"])
+def test_a_folder_that_takes_no_workspace_fails_the_task_at_once(cli: Cli, name: str) -> None:
+    """It does not pass by itself: neither is the task tried again for an hour, nor its release."""
+    cli.home.mkdir()
+    (cli.home / name).write_text("a file")
+    finished = cli.run("run", "--id", "placeless", "true", timeout=60)
+    assert finished.code == 1, finished
+    assert f"{cli.home / name} is not a folder; move it away" in finished.err
+    assert "trying again" not in finished.err
+    (cli.home / name).unlink()
+    assert cli.json("show", "placeless")["workspace"]["leak_suspected_at"] is None
+
+
 def test_records_that_cannot_be_read_are_as_good_as_none(cli: Cli) -> None:
     """A torn stack.json or an empty token file costs nothing but themselves."""
     cli.home.mkdir()
