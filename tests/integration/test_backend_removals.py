@@ -179,7 +179,7 @@ async def test_a_file_in_the_place_of_a_folder_of_ours_is_what_provisioning_fail
     backend: HostBackend, spec: WorkspaceSpec, home: Path, name: str
 ) -> None:
     """Not what cleaning up after it fails with: nothing of a workspace can be below a file."""
-    home.mkdir()
+    home.mkdir()  # noqa: ASYNC240
     (home / name).touch()
     with pytest.raises(OSError) as failed:  # noqa: PT011 (which one is up to the system)
         await backend.provision(spec)
