@@ -249,7 +249,6 @@ def _say(text: str) -> None:
 
 def _leave(home: Home, users: FileLock, say: Progress, *, interrupted: bool) -> bool:
     """Leave the stack, with patience for the first interrupt of this run; return whether there was one by now."""
-
     began = time.monotonic()
 
     def interrupt(number: int, frame: object) -> None:  # noqa: ARG001

@@ -40,11 +40,12 @@ class Trouble(NamedTuple):
 def trouble_with(path: Path | str, error: OSError, *, home: Path | None = None) -> Trouble:
     """Return what ``error``, which came of using ``path``, means for it or for the folder above it that is at fault.
 
-    Commands are given for what lies in ``home`` alone, and for itself: whatever else there is may be anybody's.
+    Commands that move or give away are for what lies in ``home`` alone, and only where a stack has been at home there:
+    nobody is to be told to give us all of ``/etc``.
     """
     path = Path(error.filename if isinstance(error.filename, str) else path)
     culprit = _culprit(path, error)
-    is_ours = home is not None and culprit.is_relative_to(home)
+    is_ours = home is not None and culprit.is_relative_to(home) and _has_been_used(home)
     if error.errno in NO_SPACE:
         return Trouble(
             f"the disk of {path} is full", "free some space, or set TASKRUNNER_HOME to a folder on another disk"
@@ -56,6 +57,13 @@ def trouble_with(path: Path | str, error: OSError, *, home: Path | None = None) 
     if error.errno == errno.EISDIR:
         return Trouble(f"{culprit} is a folder where a file has to be", _moving_away(culprit, is_ours=is_ours))
     return Trouble(f"{_shown(path)} cannot be used: {error.strerror or error}", _ANOTHER)
+
+
+_OURS = ("stack.lock", "start.lock", "users.lock", "keys.json")
+
+
+def _has_been_used(home: Path) -> bool:
+    return any(os.path.lexists(home / name) for name in _OURS)
 
 
 _ANOTHER = "set TASKRUNNER_HOME to another folder"
@@ -100,9 +108,7 @@ def _not_permitted(culprit: Path, error: OSError, *, is_ours: bool) -> Trouble:
             f"{culprit} cannot be used by {us}: it belongs to {user_name(found.st_uid)}",
             f"run: {giving}" if is_ours else f"give it to {us} (chown), or {_ANOTHER}",
         )
-    return Trouble(
-        f"{culprit} cannot be used: {error.strerror}", f"run: {opening}" if opening and is_ours else _ANOTHER
-    )
+    return Trouble(f"{culprit} cannot be used: {error.strerror}", f"run: {opening}" if opening else _ANOTHER)
 
 
 def _moving_away(path: Path, *, is_ours: bool) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from messages.file_errors import trouble_with
 from messages.names import Id
 
 _Seed = Annotated[Base64Bytes, Field(min_length=32, max_length=32)]
@@ -66,10 +67,12 @@ def load_keys(path: Path) -> Keyring:
     try:
         mode = path.stat().st_mode
         content = path.read_bytes()
-    except OSError as e:
+    except FileNotFoundError as e:
         raise KeysError(
             f"cannot read the keys file {path}: {e.strerror}; let TASKRUNNER_KEYS_FILE name the keys file"
         ) from e
+    except OSError as e:
+        raise KeysError(f"cannot read the keys file: {trouble_with(path, e, home=path.parent)}") from e
     if mode & 0o077:
         raise KeysError(f"the keys file {path} can be read by others; run: chmod 600 {path}")
     try:

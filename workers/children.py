@@ -18,7 +18,7 @@ from typing import Self
 
 from activities.processes import ProcessesRemain, ProcessId, end_one
 from messages.file_errors import trouble_with
-from workers.errors import StackError, did_not_start
+from workers.errors import CannotBeUsed, StackError, did_not_start
 
 STACK_MARKER = "TASKRUNNER_STACK"
 """Environment variable of every server that a stack starts; its value is the stack's home."""
@@ -79,7 +79,7 @@ class Child:
         try:
             file = _open_log(log)
         except OSError as e:
-            raise StackError(f"{name} cannot be started: {trouble_with(log, e, home=log.parent)}") from e
+            raise CannotBeUsed(f"{name} cannot be started: {trouble_with(log, e, home=log.parent.parent)}") from e
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,

@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[2]
 
 def make_home(path: Path) -> Path:
     (path / "logs").mkdir(parents=True)
+    (path / "stack.lock").touch()
     return path
 
 

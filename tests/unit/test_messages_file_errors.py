@@ -19,6 +19,7 @@ def home() -> Iterator[Path]:
     """A home that everybody may pass, as pytest's own folders may not be."""
     with TemporaryDirectory(prefix="tr-home-") as folder:
         Path(folder).chmod(0o755)
+        Path(folder, "stack.lock").touch()
         yield Path(folder)
 
 
@@ -112,3 +113,11 @@ def test_other_errors_keep_their_words(home: Path) -> None:
     trouble = using(home / ("x" * 300), home)
     assert trouble.problem.endswith("cannot be used: File name too long")
     assert len(str(trouble)) < 400
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what belongs to another user")
+def test_nobody_is_told_to_give_us_a_folder_in_which_no_stack_has_been_at_home() -> None:
+    for folder in (Path("/etc"), Path("/"), Path("/root")):
+        trouble = as_nobody(lambda folder=folder: using(folder / "logs", folder))
+        assert trouble.problem == f"{folder} cannot be used by nobody: it belongs to root"
+        assert trouble.mend == "give it to nobody (chown), or set TASKRUNNER_HOME to another folder"
