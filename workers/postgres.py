@@ -8,6 +8,7 @@ import asyncio
 import functools
 import os
 import pwd
+import re
 import shlex
 import shutil
 import signal
@@ -90,14 +91,16 @@ def require_data_folder(folder: Path, user: str | None) -> bool:
                 f"{folder} holds a database of PostgreSQL {version[:10]!r}, this release brings {MAJOR_VERSION}; "
                 "move the folder away to start with an empty one"
             )
-        found, quoted = folder.stat(), shlex.quote(str(folder))
-        if found.st_uid != (os.geteuid() if user is None else _uid(user)):
-            raise StackError(f"{folder} belongs to another user; run: {_giving(folder, user)}")
-        if found.st_mode & 0o027:
-            raise StackError(f"{folder} can be used by others, which PostgreSQL refuses; run: chmod 700 {quoted}")
-        for part in _NEEDED:
-            if not (folder / part).exists():
-                raise broken_data(folder, f"{part} is missing")
+        for part in ("", *_NEEDED):
+            try:
+                owner = (folder / part).stat().st_uid
+            except FileNotFoundError:
+                raise broken_data(folder, f"{part} is missing") from None
+            if owner != (os.geteuid() if user is None else _uid(user)):
+                raise StackError(f"{folder / part} belongs to another user; run: {_giving(folder, user)}")
+        if folder.stat().st_mode & 0o027:
+            run = f"chmod 700 {shlex.quote(str(folder))}"
+            raise StackError(f"{folder} can be used by others, which PostgreSQL refuses; run: {run}")
         return True
     if folder.exists() and any(folder.iterdir()):
         raise StackError(f"{folder} is not a PostgreSQL database; move it away to start with an empty one")
@@ -130,7 +133,7 @@ def broken_configuration(folder: Path, why: str) -> StackError:
 def _explained(error: DidNotStart, folder: Path, log: Path, user: str | None) -> StackError:
     """Return what the server's last words, which come from inside its data folder, mean for who looks at it."""
     said = str(error).replace(_HERE, str(folder))
-    why = f"{said.partition(': ')[2]}, see {log}"
+    why = f"{re.sub(r'^.*?(FATAL|PANIC): +', '', said.partition(': ')[2])}, see {log}"
     if "Permission denied" in said:
         return CannotBeUsed(f"{said}, see {log}; run: {_giving(folder, user)}")
     if _BROKEN_CONFIGURATION in said:
@@ -219,7 +222,7 @@ async def start_postgres(home: Path) -> Postgres:
     try:
         await asyncio.to_thread(_prepare, folder, programs, user, env)
     except OSError as e:
-        raise CannotBeUsed(f"PostgreSQL cannot be started: {trouble_with(folder, e, home=home)}") from e
+        raise CannotBeUsed(f"PostgreSQL cannot be started: {trouble_with(e.filename or folder, e, home=home)}") from e
     if left := await asyncio.to_thread(_leftover, folder):
         await end_leftover(left, signal.SIGINT)
     log = home / "logs" / "postgres.log"

@@ -142,23 +142,26 @@ def broken_database(database: Path, why: str) -> StackError:
 
 def require_sqlite(database: Path) -> None:
     """Raise ``StackError`` where a file is in the way that we may not use, or that is no whole SQLite database."""
-    try:
-        with database.open("r+b") as file:
-            header = file.read(_HEADER_BYTES)
-            size = file.seek(0, os.SEEK_END)
-        log = database.with_name(f"{database.name}-wal")
-        has_log = log.exists() and log.stat().st_size > 0
-    except FileNotFoundError:
-        return
-    except OSError as e:
-        raise CannotBeUsed(str(trouble_with(database, e, home=database.parent))) from e
+    beside = [database.with_name(f"{database.name}{suffix}") for suffix in ("-wal", "-shm")]
+    sizes: dict[Path, int] = {}
+    header = b""
+    for path in (database, *beside):
+        try:
+            with path.open("r+b") as file:
+                header = file.read(_HEADER_BYTES) if path == database else header
+                sizes[path] = file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            if path == database:
+                return
+        except OSError as e:
+            raise CannotBeUsed(str(trouble_with(path, e, home=database.parent))) from e
     if not header:
         raise broken_database(database, "it is empty")
     if not header.startswith(_SQLITE_HEADER):
         raise broken_database(database, "it is of another kind")
     # A log may hold what the file lacks: then it is SQLite that knows.
-    if not has_log and size < _told_size(header):
-        raise broken_database(database, f"it is cut off: {size} bytes of {_told_size(header)}")
+    if not sizes.get(beside[0]) and sizes[database] < _told_size(header):
+        raise broken_database(database, f"it is cut off: {sizes[database]} bytes of {_told_size(header)}")
 
 
 def _told_size(header: bytes) -> int:

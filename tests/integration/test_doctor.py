@@ -413,6 +413,7 @@ def test_parts_of_a_home_that_belong_to_another_user_are_told(used_home: Path, n
     is_told(as_nobody(lambda: homes.check_home(used_home)), Status.OK)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes what belongs to another user")
 async def test_a_database_that_would_not_start_is_told(used_home: Path) -> None:
     """Found broken, mended by the very command that is told, found right, and started."""
     with closing(Programs(5.0)) as asked:
@@ -428,7 +429,8 @@ async def test_a_database_that_would_not_start_is_told(used_home: Path) -> None:
             (lambda: (data / "global/pg_control").write_bytes(os.urandom(8192)), "pg_control makes no sense"),
             (lambda: shutil.rmtree(data / "pg_wal"), "pg_wal is missing"),
             (lambda: (data / "postgresql.conf").write_bytes(b"x y z"), "postgresql.conf is broken"),
-            (lambda: os.chown(data, 65533, 65533), "belongs to another user"),
+            (lambda: os.chown(data, 65533, 65533), f"{data} belongs to another user"),
+            (lambda: os.chown(data / "global/pg_control", 65533, 65533), "pg_control belongs to another user"),
             (lambda: data.chmod(0o755), "can be used by others"),
         ):
             damage()
