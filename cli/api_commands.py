@@ -20,6 +20,7 @@ from cli.discovery import NoTaskYet, Service, find_again, find_service, require_
 from cli.errors import CliError, Refused, Unreachable
 from cli.feed import TaskFeed
 from cli.follow import EMPTY_FOLDER, uses_empty_folder
+from cli.home import HomeUnusable
 from cli.launch import joined_stack
 from cli.running import build_request, placed
 from messages.durations import format_duration
@@ -281,7 +282,7 @@ def _ask_templates(
     settings = read_settings()
     try:
         service = find_service(settings)
-    except NoTaskYet:
+    except (NoTaskYet, HomeUnusable):  # templates are no part of it
         service = None
     if service is not None:
         return _call(service, call)

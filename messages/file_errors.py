@@ -43,7 +43,7 @@ def trouble_with(path: Path | str, error: OSError, *, home: Path | None = None) 
     Commands that move or give away are for what lies in ``home`` alone, and only where a stack has been at home there:
     nobody is to be told to give us all of ``/etc``.
     """
-    path = Path(error.filename if isinstance(error.filename, str) else path)
+    path = Path(path)
     culprit = _culprit(path, error)
     is_ours = home is not None and culprit.is_relative_to(home) and _has_been_used(home)
     if error.errno in NO_SPACE:
@@ -106,7 +106,7 @@ def _not_permitted(culprit: Path, error: OSError, *, is_ours: bool) -> Trouble:
         giving = f"{sudo}chown -R {us} {quoted}" + (f" && {opening}" if opening else "")
         return Trouble(
             f"{culprit} cannot be used by {us}: it belongs to {user_name(found.st_uid)}",
-            f"run: {giving}" if is_ours else f"give it to {us} (chown), or {_ANOTHER}",
+            f"run: {giving}" if is_ours else f"{_ANOTHER}, or give it to {us} (chown) where only {us} needs it",
         )
     return Trouble(f"{culprit} cannot be used: {error.strerror}", f"run: {opening}" if opening else _ANOTHER)
 

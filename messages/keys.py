@@ -8,6 +8,7 @@ runs.
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -108,12 +109,15 @@ def create_keys(path: Path) -> Keyring:
         return load_keys(path)
     content = _new_content()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.touch(mode=0o600)
-    partial.write_text(json.dumps(content, indent=2) + "\n")
     try:
+        partial.touch(mode=0o600)
+        partial.write_text(json.dumps(content, indent=2) + "\n")
         os.link(partial, path)  # fails where another process was faster; then its keys count
     except FileExistsError:
         pass
+    except OSError as e:
+        raise KeysError(f"cannot make the keys file: {trouble_with(path, e, home=path.parent)}") from e
     finally:
-        partial.unlink()
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return load_keys(path)

@@ -91,9 +91,7 @@ def check_home(home: Path) -> Check:
 
 
 def _broken(home: Path, path: Path, error: OSError) -> Check:
-    # A name that was made up for a moment says nothing.
-    place = OSError(error.errno, error.strerror)
-    problem, mend = trouble_with(path, place, home=home)
+    problem, mend = trouble_with(path, error, home=home)
     return broken("home", _shown(home), problem, mend.removeprefix("run: ") if error.errno in LASTING else _ANOTHER)
 
 

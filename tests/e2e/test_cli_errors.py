@@ -258,18 +258,38 @@ def test_all_ports_in_use_are_told_at_once_with_the_options_that_free_it(cli: Cl
 def test_homes_that_cannot_be_used(cli: Cli) -> None:
     file = cli.cwd / "file"
     file.write_text("x")
+    starts, looks = (
+        (["run", "--backend", "local", "x"], ["dev", "--port", "0"]),
+        (["list"], ["show", "x"], ["submit", "x"]),
+    )
     for home in (file, file / "below", Path("/proc/home"), Path("/dev/null")):
-        for args in (["run", "--backend", "local", "x"], ["dev", "--port", "0"]):
+        for args in starts if home.parent.name == "proc" else starts + looks:
             refused(
-                cli.run(*args, env={"TASKRUNNER_HOME": str(home)}), 2, "TASKRUNNER_HOME", str(home).split("/below")[0]
+                cli.run(*args, env={"TASKRUNNER_HOME": str(home)}), 3, "TASKRUNNER_HOME", str(home).split("/below")[0]
             )
     assert file.read_text() == "x"
+    assert "worktree" in cli.run("templates", "list", env={"TASKRUNNER_HOME": str(file)}).out  # are no part of it
+
+
+def test_a_log_that_cannot_be_written_keeps_nobody_waiting(cli: Cli) -> None:
+    for name in ("postgres", "logs/stack.log", "logs/postgres.log"):
+        (cli.home / name).mkdir(parents=True, exist_ok=True)
+    for args in (["run", "--backend", "local", "x"], ["dev", "--port", "0"]):
+        finished = cli.run(*args, timeout=20)
+        assert finished.code == 3, finished
+        assert f"{cli.home}/logs/stack.log is a folder where a file has to be; " in finished.err
+    refused(cli.run("list", timeout=20), 3, f"{cli.home}/logs/postgres.log is a folder where a file has to be; run: mv")
+    assert cli.processes() == {}
+
+
+def test_without_git_what_to_install_is_told(cli: Cli) -> None:
+    refused(cli.run("run", "true", env={"PATH": "/nowhere"}), 3, "git is not on your PATH; install git")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
-        ("keys.json", "{", 2, ["keys.json", "restore it, or move it away to begin with new keys"]),
+        ("keys.json", "{", 3, ["keys.json", "restore it, or move it away to begin with new keys"]),
         ("postgres/PG_VERSION", "9\n", 3, ["postgres"]),
         ("postgres/something", "x", 3, ["postgres", "move it away"]),
         (

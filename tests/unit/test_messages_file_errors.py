@@ -12,6 +12,7 @@ import pytest
 from messages.file_errors import Trouble, trouble_with
 
 FINE = Trouble("", "")
+ELSEWHERE = "set TASKRUNNER_HOME to another folder, or give it to nobody (chown) where only nobody needs it"
 
 
 @pytest.fixture
@@ -77,7 +78,7 @@ def test_what_belongs_to_another_user_is_given_to_us(home: Path, mode: int) -> N
         f" && chmod u+rwx {folder}" if mode == 0o600 else ""
     )
     elsewhere = as_nobody(lambda: using(folder / "postgres.log", None))
-    assert elsewhere.mend == "give it to nobody (chown), or set TASKRUNNER_HOME to another folder"
+    assert elsewhere.mend == ELSEWHERE
     mend(trouble)
     assert as_nobody(lambda: using(folder / "postgres.log", home)) == FINE
 
@@ -120,4 +121,4 @@ def test_nobody_is_told_to_give_us_a_folder_in_which_no_stack_has_been_at_home()
     for folder in (Path("/etc"), Path("/"), Path("/root")):
         trouble = as_nobody(lambda folder=folder: using(folder / "logs", folder))
         assert trouble.problem == f"{folder} cannot be used by nobody: it belongs to root"
-        assert trouble.mend == "give it to nobody (chown), or set TASKRUNNER_HOME to another folder"
+        assert trouble.mend == ELSEWHERE
