@@ -18,8 +18,9 @@
     └── NotRemoved             compute could not be taken down (yet)        retried, MAX_TRIES in all
 
 What else an activity raises: ``RegistryUnavailable``, ``MigrationError`` and ``OSError`` mean that a part of ours is
-away (``UNAVAILABLE``), and are retried for as long as the workflow has time; another error of the registry is hopeless;
-all the rest are defects (both ``INTERNAL``), retried MAX_TRIES in all, for what may have come of a bad moment.
+away (``UNAVAILABLE``), and are retried for as long as the workflow has time, but for a file or folder that somebody has
+to mend first (``BACKEND_UNUSABLE``, never retried); another error of the registry is hopeless; all the rest are defects
+(both ``INTERNAL``), retried MAX_TRIES in all, for what may have come of a bad moment.
 """
 
 from collections.abc import Generator
@@ -33,6 +34,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, Fa
 from activities.heartbeat import count_failure
 from messages.callbacks import log_tail
 from messages.errors import ErrorType
+from messages.file_errors import LASTING, NO_SPACE, trouble_with
 from messages.statuses import FailureSource
 from messages.tasks import FailureDetail
 from store.errors import AttemptSuperseded, MigrationError, RegistryError, RegistryUnavailable
@@ -184,8 +186,10 @@ def as_application_errors() -> Generator[None]:
         ) from e
     except AttemptSuperseded as e:
         raise ApplicationError(str(e), type=ErrorType.ATTEMPT_SUPERSEDED.value, non_retryable=True) from e
-    except (RegistryUnavailable, MigrationError, OSError) as e:
+    except (RegistryUnavailable, MigrationError) as e:
         raise ApplicationError(_text(e), type=ErrorType.UNAVAILABLE.value) from e
+    except OSError as e:
+        raise _of_system(e) from e
     except FailureError:
         raise
     except Exception as e:
@@ -193,6 +197,19 @@ def as_application_errors() -> Generator[None]:
         again = activity.info().is_local or (not isinstance(e, RegistryError) and _count_failure() < MAX_TRIES)
         text = f"internal error: {_text(e)} (the worker's log says more)"
         raise ApplicationError(text, type=ErrorType.INTERNAL.value, non_retryable=not again) from e
+
+
+def _of_system(error: OSError) -> ApplicationError:
+    path = error.filename if isinstance(error.filename, str) else None
+    if path is not None and error.errno in LASTING:
+        # The first try of a short step leaves the verdict to the activity after it, and the final record has to come.
+        again = activity.info().is_local
+        text = str(trouble_with(path, error))
+        return ApplicationError(text, type=ErrorType.BACKEND_UNUSABLE.value, non_retryable=not again)
+    if error.errno in NO_SPACE:
+        text = str(trouble_with(path, error)) if path else f"a disk is full: {error}; free some space"
+        return ApplicationError(text, type=ErrorType.UNAVAILABLE.value)
+    return ApplicationError(_text(error), type=ErrorType.UNAVAILABLE.value)
 
 
 def _text(error: Exception) -> str:

@@ -24,6 +24,10 @@ def _lock(path: Path, create: bool, wait: bool) -> int | None:
             if not create:
                 return None
             continue  # the folder went between the two calls
+        except NotADirectoryError:
+            if create:
+                raise
+            return None  # nothing can be below a file
         except FileExistsError:
             if path.parent.exists() and not path.parent.is_dir():
                 raise
@@ -85,10 +89,14 @@ def write_private(path: Path, text: str, *, durable: bool = False) -> None:
     partial = path.with_name(f".{path.name}.new")
     partial.unlink(missing_ok=True)
     with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        if durable:
+        try:
+            file.write(text)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
+        except OSError as e:
+            e.filename = str(path)  # whose disk is full is all that helps
+            raise
     partial.replace(path)
     if durable:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

@@ -22,6 +22,7 @@ from cli.discovery import NoTaskYet, Service, ServiceOfOthers, find_again, find_
 from cli.errors import CliError, Refused, Unreachable, UsageError
 from cli.feed import TaskFeed
 from cli.follow import empty_folder_note
+from cli.home import HomeUnusable
 from cli.launch import joined_stack
 from cli.running import build_request, placed, template_explained
 from messages.durations import format_duration
@@ -298,7 +299,7 @@ def _ask_templates(
     settings = read_settings()
     try:
         service = find_service(settings)
-    except (NoTaskYet, ServiceOfOthers):
+    except (NoTaskYet, ServiceOfOthers, HomeUnusable):  # templates are no part of it
         service = None
     if service is not None:
         with template_explained(settings, name, service):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from cli import early
 from cli.errors import Refused, Unreachable
-from cli.home import StackRecord, has_records, read_record, read_token
+from cli.home import StackRecord, has_records, read_record, read_token, require_usable
 from messages.defaults import DEFAULT_API_URL, WHERE_TOKENS_ARE, token_path
 from messages.names import SERVICE
 from messages.settings import Settings
@@ -117,8 +117,9 @@ class ServiceOfOthers(Unreachable):
 def find_service(settings: Settings) -> Service | None:
     """Return the service to talk to; None where there is none, and the records of the home are all there is to ask.
 
-    Raises ``NoTaskYet`` where there are no records either, ``ServiceOfOthers`` where there are none and a service
-    answers whose token is not known, and ``Unreachable`` where a service is said to be there that does not answer.
+    Raises ``NoTaskYet`` where there are no records either, ``HomeUnusable`` where that cannot be told,
+    ``ServiceOfOthers`` where there are none and a service answers whose token is not known, and ``Unreachable`` where a
+    service is said to be there that does not answer.
     """
     service = named_service(settings) or embedded_service(settings)
     if service is not None:
@@ -135,6 +136,7 @@ def find_service(settings: Settings) -> Service | None:
             f"a service answers at {service.url}, but TASKRUNNER_API_TOKEN is not set; set it to a token of that"
             f" service ({WHERE_TOKENS_ARE}), or start a service of your own with: taskrunner dev"
         )
+    require_usable(settings.home)
     raise NoTaskYet(f"there is no task in {settings.home} yet; start one with: taskrunner run 'echo hello'")
 
 

@@ -12,7 +12,7 @@ from cli.discovery import Service
 from cli.display import Display
 from cli.errors import INTERRUPTED, CliError, Refused, Unreachable, UsageError
 from cli.feed import Reconnect, TaskFeed
-from cli.interrupts import signals_to_leave
+from cli.interrupts import TWICE_SECONDS, signals_to_leave
 from cli.repository import find_repository
 from messages.statuses import BackendKind, EventKind, TaskStatus
 from messages.tasks import TaskRequest
@@ -106,7 +106,7 @@ class Follower:
         self._display.say(f"Cancelling {self._id} and taking its workspace down; once more to leave at once")
         cancelling = asyncio.create_task(self._cancel())
         try:
-            if not await self._ends_before_interrupt(following, by_hand=True):
+            if not await self._ends_before_interrupt(following, once_more=True):
                 self.left_at_once = True
                 self._display.close()
                 self._display.say(
@@ -132,20 +132,25 @@ class Follower:
         elif not following.done():
             self._display.say(f"Leaving before the service has answered; see: taskrunner show {self._id}")
 
-    async def _ends_before_interrupt(self, following: asyncio.Task[TaskView], *, by_hand: bool = False) -> bool:
-        """Return whether the task ended before we were told to leave; ``by_hand``: by a Ctrl-C, and nothing else.
+    async def _ends_before_interrupt(self, following: asyncio.Task[TaskView], *, once_more: bool = False) -> bool:
+        """Return whether the task ended before we were told to leave; ``once_more``: by who means it.
 
         A terminal that is closed tells it by several signals at once, and by taking no output any more: none of these
-        is somebody's wish to leave a task behind.
+        is somebody's wish to leave a task behind. A Ctrl-C is, and a SIGTERM that is no echo of the one before.
         """
+        loop = asyncio.get_running_loop()
+        meant = {signal.SIGINT, signal.SIGTERM}
+        began = loop.time()
         while True:
             interrupt = asyncio.create_task(self._interrupts.get())
             await asyncio.wait({following, interrupt}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 interrupt.cancel()
                 return True
-            self._is_hung_up = self._is_hung_up or interrupt.result() is signal.SIGHUP
-            if not by_hand or (interrupt.result() is signal.SIGINT and not self._is_hung_up):
+            number = interrupt.result()
+            self._is_hung_up = self._is_hung_up or number is signal.SIGHUP
+            is_echo = number is signal.SIGTERM and loop.time() < began + TWICE_SECONDS
+            if not once_more or (number in meant and not is_echo and not self._is_hung_up):
                 return False
 
     async def _follow(self) -> TaskView:

@@ -14,17 +14,18 @@ import json
 import os
 import secrets
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from activities.proc import start_time
-from cli.errors import CliError, UsageError
+from cli.errors import Unreachable, UsageError
 from messages.defaults import token_path
-from workers.errors import ASK_THE_DOCTOR
+from messages.file_errors import trouble_with
 
-_TROUBLE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""What is no fault of the folder that was named."""
+_SHORTAGE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""What another folder would not mend."""
 
 DOORS_FILE = "doors.json"
 
@@ -49,33 +50,50 @@ class StackRecord(BaseModel):
         return start_time(self.pid) == self.started
 
 
+class HomeUnusable(Unreachable):
+    """The home cannot be looked into, or written; the text names the part that is at fault, and what mends it."""
+
+
+@contextlib.contextmanager
+def told_of_home(home: Path, part: Path | None = None) -> Generator[None]:
+    """Turn what the system says of a ``part`` of a home, or of the home itself, into ``HomeUnusable``."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in _SHORTAGE:
+            raise HomeUnusable(f"TASKRUNNER_HOME: {part or home} cannot be written: {e.strerror}") from e
+        raise HomeUnusable(f"TASKRUNNER_HOME: {trouble_with(part or home, e, home=home)}") from e
+
+
+def require_usable(home: Path) -> None:
+    """Raise ``HomeUnusable`` for a home that is there, or in a place where none can be, and that takes no file."""
+    with told_of_home(home):
+        try:
+            home.stat()
+        except FileNotFoundError:
+            return
+        with tempfile.TemporaryFile(dir=home):
+            pass
+
+
 class Home:
     """A folder that exists, is ours to write, and holds the state of one embedded stack."""
 
     def __init__(self, path: Path) -> None:
         """Make the folder where it is missing.
 
-        Raises ``UsageError`` where it cannot be used, and ``CliError`` where that is no fault of its name, as on a full
-        disk.
+        Raises ``UsageError`` for a name that none can have, and ``HomeUnusable``.
         """
         self.path = path
         try:
             str(path).encode()
         except UnicodeEncodeError:
             raise UsageError(f"TASKRUNNER_HOME: {str(path)!r} is not valid UTF-8; name another folder") from None
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (path / "logs").mkdir(mode=0o700, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                pass
-        except (FileExistsError, NotADirectoryError) as e:
-            raise UsageError(f"TASKRUNNER_HOME: {e.filename} is not a folder; name another one or move it away") from e
-        except OSError as e:
-            if e.errno in _TROUBLE:
-                raise CliError(f"TASKRUNNER_HOME: {path} cannot be written: {e.strerror}") from e
-            raise UsageError(
-                f"TASKRUNNER_HOME: {path} cannot be written ({e.strerror}); name a folder of yours; {ASK_THE_DOCTOR}"
-            ) from e
+        for folder in (path, path / "logs"):
+            with told_of_home(path, folder):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder):
+                    pass
 
     @property
     def log(self) -> Path:
@@ -103,13 +121,16 @@ class Home:
 
     def write_record(self, record: StackRecord) -> None:
         """Replace the record in one step."""
-        replace_file(self.path / "stack.json", record.model_dump_json(indent=2) + "\n")
+        path = self.path / "stack.json"
+        with told_of_home(self.path, path):
+            replace_file(path, record.model_dump_json(indent=2) + "\n")
 
     def make_token(self) -> str:
         """Return the API token of this home, made where there is no usable one."""
         if (token := read_token(self.path)) is None:
             token = f"tr_{secrets.token_urlsafe(32)}"
-            replace_file(token_path(self.path), token + "\n")
+            with told_of_home(self.path, token_path(self.path)):
+                replace_file(token_path(self.path), token + "\n")
         return token
 
 
@@ -132,8 +153,11 @@ def read_record(home: Path) -> StackRecord | None:
 
 
 def has_records(home: Path) -> bool:
-    """Tell whether a stack has ever kept records in a home, which need not exist."""
-    return (home / "postgres").exists()
+    """Tell whether a stack has ever kept records in a home, which need not exist, as far as we may look into it."""
+    try:
+        return (home / "postgres").exists()
+    except OSError:
+        return False
 
 
 def read_token(home: Path) -> str | None:
@@ -192,7 +216,8 @@ class FileLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        with told_of_home(path.parent, path):
+            self.fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def shared(self) -> None:
         """Take it with others; waits while somebody holds it exclusively."""

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+TWICE_SECONDS = 0.5
+"""Within which a second SIGTERM is the same wish as the first: ``timeout`` sends it to us and to our process group."""
+
 
 def signals_to_leave() -> list[signal.Signals]:
     """Return the signals that tell us to leave, but those that we were told to ignore, as by nohup."""

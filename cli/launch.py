@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cli.discovery import Service, embedded_service
 from cli.errors import CliError, Unreachable, UsageError
-from cli.home import FileLock, Home, locks_on, waiting_for_start, waiting_for_stop
+from cli.home import FileLock, Home, locks_on, told_of_home, waiting_for_start, waiting_for_stop
 from cli.interrupts import interrupts_kept
 from messages.settings import Settings
 
@@ -80,7 +80,9 @@ def joined_stack(settings: Settings, progress: Progress) -> Generator[Service]:
 def _spawn(settings: Settings, home: Home, start: FileLock, progress: Progress) -> None:
     """Start the detached stack and return when it serves. It holds ``start.lock`` with us until then."""
     progress("Starting the embedded stack")
-    _rotate(home)
+    with told_of_home(home.path, home.log):
+        _rotate(home)
+        home.log.open("ab").close()
     reader, writer = os.pipe()
     command = [sys.executable, "-P", "-m", "cli.main", "dev", "--while-used", str(writer), str(start.fd)]
     with home.log.open("ab") as log, os.fdopen(reader, "rb") as reports:

@@ -221,7 +221,7 @@ def _has_working_folder() -> bool:
 
 _PART_ERRORS = (
     ("messages.settings", "SettingsError", 2),
-    ("messages.keys", "KeysError", 2),
+    ("messages.keys", "KeysError", 3),
     ("workers.temporal_server", "PortInUse", 2),
     ("workers.errors", "StackError", 3),
     ("store.errors", "RegistryUnavailable", 3),

@@ -20,7 +20,7 @@ import click
 from activities.threads import in_daemon_thread
 from cli import render
 from cli.errors import Unreachable, UsageError
-from cli.home import FileLock, Home, StackRecord, waiting_for_start
+from cli.home import FileLock, Home, StackRecord, told_of_home, waiting_for_start
 from cli.main import VERSION, explain
 from cli.stack import Ports, check_templates, installation_keys, running_stack
 from messages.defaults import DEFAULT_API_URL, token_path
@@ -282,7 +282,8 @@ def _say_where(record: StackRecord, home: Path, seconds: float, as_json: bool) -
 
 
 def _log_to_file(home: Home) -> None:
-    logging.basicConfig(filename=home.log, level=logging.INFO, format=_LOG_FORMAT, force=True)
+    with told_of_home(home.path, home.log):
+        logging.basicConfig(filename=home.log, level=logging.INFO, format=_LOG_FORMAT, force=True)
     _quieten()
 
 

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-from cli.errors import UsageError
+from cli.errors import Unreachable, UsageError
 
 _REMOTE = re.compile(r"[^/]*:")
 
@@ -85,7 +85,7 @@ def _git(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_git(folder: Path, *args: str, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run git in ``folder`` and return what it said, however it ended; raise ``UsageError`` where there is none."""
+    """Run git in ``folder`` and return what it said, however it ended; raise ``Unreachable`` where there is none."""
     try:
         return subprocess.run(
             ["git", "-C", str(folder), *args],
@@ -96,7 +96,8 @@ def run_git(folder: Path, *args: str, env: Mapping[str, str]) -> subprocess.Comp
             stdin=subprocess.DEVNULL,
             check=False,
         )
-    except FileNotFoundError as e:
-        raise UsageError("git is not on your PATH; install git 2.34 or newer") from e
     except OSError as e:
-        raise UsageError(f"git cannot be started ({e.strerror}); install git 2.34 or newer") from e
+        from cli.doctor.programs import installing
+
+        why = "is not on your PATH" if isinstance(e, FileNotFoundError) else f"cannot be started ({e.strerror})"
+        raise Unreachable(f"git {why}; install git 2.34 or newer: {installing('git')}") from e

@@ -6,6 +6,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Generator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +17,7 @@ from cli import early
 from cli.discovery import Service, embedded_service, service_of_others
 from cli.errors import INTERRUPTED, CliError, UsageError
 from cli.home import FileLock, Home
-from cli.interrupts import interrupts_kept, note_signals_to_leave, signals_to_leave
+from cli.interrupts import TWICE_SECONDS, interrupts_kept, note_signals_to_leave, signals_to_leave
 from cli.launch import Progress, hold_stack, is_only_user, join_stack, leave_stack
 from cli.repository import check_repository, find_repository, find_with_commit, is_url
 from messages.defaults import DATABASE_IS_NOT_OURS
@@ -285,11 +286,15 @@ def _say(text: str) -> None:
 
 def _leave(home: Home, users: FileLock, say: Progress, *, interrupted: bool) -> bool:
     """Leave the stack, with patience for the first interrupt of this run; return whether there was one by now."""
+    began = time.monotonic()
 
     def interrupt(number: int, frame: object) -> None:  # noqa: ARG001
-        nonlocal interrupted
-        if interrupted and number == signal.SIGINT:
+        nonlocal interrupted, began
+        is_meant = number == signal.SIGINT or (number == signal.SIGTERM and time.monotonic() > began + TWICE_SECONDS)
+        if interrupted and is_meant:
             raise KeyboardInterrupt
+        if not interrupted:
+            began = time.monotonic()
         interrupted = True
         say("Leaving as soon as the stack has stopped; once more to leave at once")
 

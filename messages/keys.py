@@ -8,6 +8,7 @@ runs.
 """
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -19,6 +20,7 @@ from typing import Annotated, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import Base64Bytes, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from messages.file_errors import trouble_with
 from messages.names import Id
 
 _Seed = Annotated[Base64Bytes, Field(min_length=32, max_length=32)]
@@ -66,10 +68,12 @@ def load_keys(path: Path) -> Keyring:
     try:
         mode = path.stat().st_mode
         content = path.read_bytes()
-    except OSError as e:
+    except FileNotFoundError as e:
         raise KeysError(
             f"cannot read the keys file {path}: {e.strerror}; let TASKRUNNER_KEYS_FILE name the keys file"
         ) from e
+    except OSError as e:
+        raise KeysError(f"cannot read the keys file: {trouble_with(path, e, home=path.parent)}") from e
     if mode & 0o077:
         raise KeysError(f"the keys file {path} can be read by others; run: chmod 600 {path}")
     try:
@@ -105,12 +109,15 @@ def create_keys(path: Path) -> Keyring:
         return load_keys(path)
     content = _new_content()
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.touch(mode=0o600)
-    partial.write_text(json.dumps(content, indent=2) + "\n")
     try:
+        partial.touch(mode=0o600)
+        partial.write_text(json.dumps(content, indent=2) + "\n")
         os.link(partial, path)  # fails where another process was faster; then its keys count
     except FileExistsError:
         pass
+    except OSError as e:
+        raise KeysError(f"cannot make the keys file: {trouble_with(path, e, home=path.parent)}") from e
     finally:
-        partial.unlink()
+        with contextlib.suppress(OSError):
+            partial.unlink()
     return load_keys(path)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Self
 
 from activities.processes import ProcessesRemain, ProcessId, end_one
-from workers.errors import StackError, did_not_start
+from messages.file_errors import trouble_with
+from workers.errors import CannotBeUsed, StackError, did_not_start
 
 STACK_MARKER = "TASKRUNNER_STACK"
 """Environment variable of every server that a stack starts; its value is the stack's home."""
@@ -72,8 +73,13 @@ class Child:
     ) -> Self:
         """Start ``argv`` and return when a line of its output satisfies ``is_ready``.
 
-        Raises ``StackError`` with its last words where it ends before, or says nothing for ``timeout`` seconds.
+        Raises ``StackError`` with its last words where it ends before, or says nothing for ``timeout`` seconds; before
+        it is started, where the log cannot be written.
         """
+        try:
+            file = _open_log(log)
+        except OSError as e:
+            raise CannotBeUsed(f"{name} cannot be started: {trouble_with(log, e, home=log.parent.parent)}") from e
         try:
             process = await asyncio.create_subprocess_exec(
                 *argv,
@@ -90,9 +96,10 @@ class Child:
                 extra_groups=[] if user else None,
             )
         except OSError as e:
+            file.close()
             raise StackError(f"{name} cannot be started: {argv[0]}: {e.strerror}") from e
         child = cls(name, argv, process, stop_signal)
-        child._pump = asyncio.create_task(child._copy_output(log, is_ready), name=f"output of {name}")
+        child._pump = asyncio.create_task(child._copy_output(file, is_ready), name=f"output of {name}")
         try:
             await child._wait_until_ready(timeout, cwd)
         except BaseException:
@@ -109,22 +116,28 @@ class Child:
             ready.cancel()
             ended.cancel()
         if ready in done:
+            if self._pump is not None and self._pump.done() and (error := self._pump.exception()):
+                raise StackError(f"{self.name} cannot be followed: {type(error).__name__}: {error}") from error
             return
         if ended in done:
             raise did_not_start(f"{self.name} did not start", self.last_words, cwd)
         raise StackError(f"{self.name} did not come up within {timeout:g} s: {self.last_words}")
 
-    async def _copy_output(self, log: Path, is_ready: Callable[[str], bool]) -> None:
+    async def _copy_output(self, file: io.FileIO, is_ready: Callable[[str], bool]) -> None:
         assert self.process.stdout is not None
-        with _open_log(log) as file:
-            while line := await _read_line(self.process.stdout):
-                with contextlib.suppress(OSError):  # a full disk must not block the server on its output
-                    file.write(line)
-                text = line.decode("utf-8", "replace").strip()
-                if text:
-                    self._last_lines.append(text)
-                if is_ready(text):
-                    self._ready.set()
+        with file:
+            try:
+                while line := await _read_line(self.process.stdout):
+                    with contextlib.suppress(OSError):  # a full disk must not block the server on its output
+                        file.write(line)
+                    text = line.decode("utf-8", "replace").strip()
+                    if text:
+                        self._last_lines.append(text)
+                    if is_ready(text):
+                        self._ready.set()
+            except Exception:
+                self._ready.set()  # whoever waits for it would never hear of it
+                raise
 
     @property
     def pid(self) -> int:

@@ -7,6 +7,14 @@ class StackError(Exception):
     """A part of the stack cannot be started or reached; the text is one line that says which, why and what to do."""
 
 
+class DidNotStart(StackError):
+    """A server ended while it started; the text has its last words."""
+
+
+class CannotBeUsed(StackError):
+    """A file or folder of the home is at fault; the text says which, and what mends it."""
+
+
 class DiskFull(StackError):
     """A server did not start because it could not write its data."""
 
@@ -20,7 +28,7 @@ def did_not_start(what: str, last_words: str, folder: Path) -> StackError:
         return DiskFull(
             f"{what}: the disk of {folder} is full; free some space, or set TASKRUNNER_HOME to a folder on another disk"
         )
-    return StackError(f"{what}: {last_words}")
+    return DidNotStart(f"{what}: {last_words}")
 
 
 ASK_THE_DOCTOR = "taskrunner doctor says what is missing"

@@ -8,6 +8,8 @@ import asyncio
 import functools
 import os
 import pwd
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,8 +20,9 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from activities.processes import ProcessId, identify
+from messages.file_errors import trouble_with, user_name
 from workers.children import STACK_MARKER, Child, end_leftover, last_words
-from workers.errors import StackError, did_not_start
+from workers.errors import CannotBeUsed, DidNotStart, StackError, did_not_start
 from workers.postgres_programs import MAJOR_VERSION, find_programs, system_user
 
 _HERE = "/proc/self/cwd"
@@ -30,6 +33,19 @@ A server that is told a relative path makes it absolute and looks it up from the
 _PORT = 5432
 _SOCKET = f".s.PGSQL.{_PORT}"
 _LONGEST_SOCKET_PATH = 107
+_NEEDED = ("global/pg_control", "pg_wal")
+"""Without which the server does not start, and says so in words that name no folder of the user's."""
+_BROKEN_CONFIGURATION = "postgresql.conf"
+_BROKEN_DATA = (
+    "database files are incompatible",
+    "pg_control",
+    "pg_wal",
+    "control file",
+    "checkpoint record",
+    "not a valid data directory",
+    "invalid data",
+)
+"""What it says of data that no program and no setting can mend."""
 
 
 class Postgres(NamedTuple):
@@ -64,7 +80,8 @@ def _host(folder: Path) -> str:
 def require_data_folder(folder: Path, user: str | None) -> bool:
     """Tell whether there is a database in ``folder``, the data folder; ``user`` owns it, None where that is us.
 
-    Raises ``StackError`` for one that is another version's, another user's, or not a database's.
+    Raises ``StackError`` for one that is another version's, another user's, not a database's, or not whole, and
+    ``OSError`` where that cannot be found out.
     """
     version_file = folder / "PG_VERSION"
     if version_file.exists():
@@ -74,12 +91,56 @@ def require_data_folder(folder: Path, user: str | None) -> bool:
                 f"{folder} holds a database of PostgreSQL {version[:10]!r}, this release brings {MAJOR_VERSION}; "
                 "move the folder away to start with an empty one"
             )
-        if user is not None and folder.stat().st_uid != _uid(user):
-            raise StackError(f"{folder} belongs to another user; run: chown -R {user}: {folder}")
+        for part in ("", *_NEEDED):
+            try:
+                owner = (folder / part).stat().st_uid
+            except FileNotFoundError:
+                raise broken_data(folder, f"{part} is missing") from None
+            if owner != (os.geteuid() if user is None else _uid(user)):
+                raise StackError(f"{folder / part} belongs to another user; run: {_giving(folder, user)}")
+        if folder.stat().st_mode & 0o027:
+            run = f"chmod 700 {shlex.quote(str(folder))}"
+            raise StackError(f"{folder} can be used by others, which PostgreSQL refuses; run: {run}")
         return True
     if folder.exists() and any(folder.iterdir()):
         raise StackError(f"{folder} is not a PostgreSQL database; move it away to start with an empty one")
     return False
+
+
+def _giving(folder: Path, user: str | None) -> str:
+    sudo = "" if os.geteuid() == 0 else "sudo "
+    return f"{sudo}chown -R {user or user_name(os.geteuid())}: {shlex.quote(str(folder))}"
+
+
+def broken_data(folder: Path, why: str) -> StackError:
+    """Return the error for a database that cannot be used any more; it says what a new one would lack."""
+    move = f"mv {shlex.quote(str(folder))} {shlex.quote(f'{folder}.old')}"
+    return CannotBeUsed(
+        f"the database in {folder} is broken ({why}); restore the folder, or start with an empty one, without the tasks"
+        f" and results so far: {move}"
+    )
+
+
+def broken_configuration(folder: Path, why: str) -> StackError:
+    """Return the error for settings that PostgreSQL does not take; it needs none of them."""
+    file = shlex.quote(str(folder / _BROKEN_CONFIGURATION))
+    return CannotBeUsed(
+        f"{folder / _BROKEN_CONFIGURATION} is broken ({why}); correct it, or do without what it says:"
+        f" cp -p {file} {file}.old && truncate -s 0 {file}"
+    )
+
+
+def _explained(error: DidNotStart, folder: Path, log: Path, user: str | None) -> StackError:
+    """Return what the server's last words, which come from inside its data folder, mean for who looks at it."""
+    said = str(error).replace(_HERE, str(folder))
+    why = f"{re.sub(r'^.*?(FATAL|PANIC): +', '', said.partition(': ')[2])}, see {log}"
+    if "Permission denied" in said:
+        return CannotBeUsed(f"{said}, see {log}; run: {_giving(folder, user)}")
+    if _BROKEN_CONFIGURATION in said:
+        return broken_configuration(folder, why)
+    if any(words in said for words in _BROKEN_DATA):
+        return broken_data(folder, why)
+    return StackError(f"{said}; see {log}")
 
 
 def _uid(user: str) -> int | None:
@@ -161,31 +222,35 @@ async def start_postgres(home: Path) -> Postgres:
     try:
         await asyncio.to_thread(_prepare, folder, programs, user, env)
     except OSError as e:
-        raise StackError(f"PostgreSQL's folder cannot be used: {e.filename}: {e.strerror}") from e
+        raise CannotBeUsed(f"PostgreSQL cannot be started: {trouble_with(e.filename or folder, e, home=home)}") from e
     if left := await asyncio.to_thread(_leftover, folder):
         await end_leftover(left, signal.SIGINT)
-    child = await Child.start(
-        "PostgreSQL",
-        # The socket's place is relative to the data folder, so that no path is too long or in need of quoting.
-        [
-            str(programs / "postgres"),
-            "-D",
-            _HERE,
-            "-k",
-            ".",
-            "-c",
-            "listen_addresses=",
-            "-c",
-            "unix_socket_permissions=0700",
-        ],
-        cwd=folder,
-        env=env,
-        log=home / "logs" / "postgres.log",
-        is_ready=lambda line: "database system is ready to accept connections" in line,
-        timeout=60,
-        stop_signal=signal.SIGINT,
-        user=user,
-    )
+    log = home / "logs" / "postgres.log"
+    try:
+        child = await Child.start(
+            "PostgreSQL",
+            # The socket's place is relative to the data folder, so that no path is too long or in need of quoting.
+            [
+                str(programs / "postgres"),
+                "-D",
+                _HERE,
+                "-k",
+                ".",
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "unix_socket_permissions=0700",
+            ],
+            cwd=folder,
+            env=env,
+            log=log,
+            is_ready=lambda line: "database system is ready to accept connections" in line,
+            timeout=60,
+            stop_signal=signal.SIGINT,
+            user=user,
+        )
+    except DidNotStart as e:
+        raise _explained(e, folder, log, user) from e
     server = Postgres(child, _host(folder))
     try:
         await _make_database(server)

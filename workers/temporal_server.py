@@ -4,6 +4,7 @@ import asyncio
 import errno
 import logging
 import os
+import shlex
 import signal
 import socket
 from collections.abc import Callable
@@ -11,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from activities.processes import find_carrying
+from messages.file_errors import trouble_with
 from messages.search_attributes import SEARCH_ATTRIBUTES
 from workers.children import STACK_MARKER, Child, end_leftover, last_words
-from workers.errors import DiskFull, StackError
+from workers.errors import CannotBeUsed, DiskFull, StackError
 
 _log = logging.getLogger(__name__)
 
@@ -128,24 +130,49 @@ async def end_leftovers(home: Path) -> list[int]:
 
 
 _SQLITE_HEADER = b"SQLite format 3\0"
-_BROKEN_DATABASE = ("file is not a database", "database disk image is malformed")
+_HEADER_BYTES = 100
+_BROKEN_DATABASE = ("file is not a database", "database disk image is malformed", "no such table")
 
 
-def _broken(database: Path) -> StackError:
-    return StackError(f"{database} is not a database that Temporal can use; move it away to start with an empty one")
+def broken_database(database: Path, why: str) -> StackError:
+    """Return the error for a file of Temporal's that it cannot use; it says what a new one would lack."""
+    move = f"mv {shlex.quote(str(database))} {shlex.quote(f'{database}.old')}"
+    return CannotBeUsed(
+        f"{database} is not a database that Temporal can use ({why}); restore it, or move it away to start with an"
+        f" empty one, without the tasks that have not ended: {move}"
+    )
 
 
 def require_sqlite(database: Path) -> None:
-    """Raise ``StackError`` where a file is in the way that is no SQLite database."""
-    try:
-        with database.open("rb") as file:
-            header = file.read(len(_SQLITE_HEADER))
-    except FileNotFoundError:
-        return
-    except OSError as e:
-        raise StackError(f"{database} cannot be read: {e.strerror}; move it away to start with an empty one") from e
-    if header not in {b"", _SQLITE_HEADER}:
-        raise _broken(database)
+    """Raise ``StackError`` where a file is in the way that we may not use, or that is no whole SQLite database."""
+    beside = [database.with_name(f"{database.name}{suffix}") for suffix in ("-wal", "-shm")]
+    sizes: dict[Path, int] = {}
+    header = b""
+    for path in (database, *beside):
+        try:
+            with path.open("r+b") as file:
+                header = file.read(_HEADER_BYTES) if path == database else header
+                sizes[path] = file.seek(0, os.SEEK_END)
+        except FileNotFoundError:
+            if path == database:
+                return
+        except OSError as e:
+            raise CannotBeUsed(str(trouble_with(path, e, home=database.parent))) from e
+    if not header:
+        raise broken_database(database, "it is empty")
+    if not header.startswith(_SQLITE_HEADER):
+        raise broken_database(database, "it is of another kind")
+    # A log may hold what the file lacks: then it is SQLite that knows.
+    if not sizes.get(beside[0]) and sizes[database] < _told_size(header):
+        raise broken_database(database, f"it is cut off: {sizes[database]} bytes of {_told_size(header)}")
+
+
+def _told_size(header: bytes) -> int:
+    """Return how many bytes the file has by its own header; 0 where an old SQLite has not said it."""
+    if len(header) < _HEADER_BYTES or header[24:28] != header[92:96]:
+        return 0
+    page = int.from_bytes(header[16:18], "big")
+    return (65536 if page == 1 else page) * int.from_bytes(header[28:32], "big")
 
 
 async def _is_temporal(program: Path) -> bool:
@@ -238,12 +265,13 @@ async def start_temporal(program: Path, home: Path, *, port: int, ui_port: int) 
         except StackError as e:
             if refused:
                 raise AddressInUse(f"Temporal did not start: {last_words(refused)}; start again") from e
-            if isinstance(e, DiskFull):
+            if isinstance(e, DiskFull | CannotBeUsed):
                 raise
             if not await _is_temporal(program):
                 raise _no_temporal(program) from e
-            if any(words in str(e) for words in _BROKEN_DATABASE):
-                raise _broken(database) from e
+            for words in _BROKEN_DATABASE:
+                if words in str(e):
+                    raise broken_database(database, f"{words}, see {home}/logs/temporal.log") from e
             raise StackError(
                 f"{e}; see {home}/logs/temporal.log, or let TASKRUNNER_TEMPORAL_BIN name another CLI than {program}"
             ) from e

@@ -412,7 +412,7 @@ class TaskRunner:
         except ActivityError as e:
             cause = cause_of(e, ErrorType.UNAVAILABLE, self._host)
             self._progress.last_error = cause.error
-            texts = [text for text in (outcome.error, cause.error) if text]
+            texts = dict.fromkeys(text for text in (outcome.error, cause.error) if text)  # one trouble is told once
             update = {"error": "; then ".join(texts), "error_type": outcome.error_type or cause.type}
             if outcome.status is not TaskStatus.CANCELLED:
                 update["status"] = TaskStatus.FAILED

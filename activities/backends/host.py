@@ -35,6 +35,7 @@ from activities.remotes import Remote
 from activities.threads import to_its_end, until_done
 from messages.activities import WorkspaceHandle
 from messages.base import Message
+from messages.file_errors import trouble_with
 from messages.names import COMPUTE_MARKER, result_branch
 from messages.statuses import BackendKind, FailureSource, Readiness
 from messages.tasks import Repository, SavedResult, TaskInput
@@ -429,7 +430,12 @@ class HostBackend(Backend):
     async def _stop(self, compute: Compute, folder: Path, record: ComputeRecord | None) -> None:
         if record and not record.ending:
             record = record.model_copy(update={"ending": True})
-            self._write(folder, record)
+            try:
+                self._write(folder, record)
+            except OSError as e:  # on a full disk, say: not for hours, while somebody waits for it to be gone
+                raise NotRemoved(
+                    f"the end of workspace {compute.name} cannot be noted: {trouble_with(folder, e)}"
+                ) from e
         await self._end_processes(compute, await asyncio.to_thread(self._find_agent, compute, folder, record))
 
     async def _end_processes(self, compute: Compute, agent: ProcessId | None) -> None:
@@ -460,7 +466,8 @@ class HostBackend(Backend):
                 await to_its_end(self._write, folder, record.model_copy(update={"removing": True}), durable=True)
                 await self._forget(record, folder)
             await to_its_end(_remove_folder, folder)
-            self._spare(folder).unlink(missing_ok=True)
+            with contextlib.suppress(NotADirectoryError):  # a file where the records have to be holds none
+                self._spare(folder).unlink(missing_ok=True)
         except OSError as e:
             raise NotRemoved(f"workspace {compute.name} is not removed: {e}; remove it by hand: {folder}") from e
 

@@ -9,12 +9,13 @@ from psycopg.conninfo import conninfo_to_dict
 from cli.doctor.check import Check, broken, from_error, ok, warning
 from cli.doctor.programs import Programs, version_in
 from cli.home import StackRecord
+from messages.file_errors import trouble_with
 from store.conninfo import check_database_url
 from store.errors import RegistryError
 from store.schema import SchemaState, look_at_schema
 from workers.children import last_words
 from workers.errors import StackError
-from workers.postgres import require_data_folder
+from workers.postgres import broken_configuration, broken_data, require_data_folder
 from workers.postgres_programs import SYSTEM_USER, foresee_programs
 
 _NAME = "postgresql"
@@ -72,7 +73,6 @@ def check_embedded(programs: Programs, home: Path, record: StackRecord | None) -
     try:
         folder, first = foresee_programs()
         said = programs.ask(str(folder / "postgres"), "--version")
-        require_data_folder(home / "postgres", SYSTEM_USER if os.geteuid() == 0 else None)
     except StackError as e:
         return from_error(_NAME, "embedded", e)
     except (OSError, TimeoutError) as e:
@@ -87,4 +87,25 @@ def check_embedded(programs: Programs, home: Path, record: StackRecord | None) -
             return _check_schema(found, look_at_schema(record.database_url))
         except RegistryError as e:
             return broken(_NAME, found, f"its server does not answer: {_explained(str(e))[0]}", f"kill {record.pid}")
+    try:
+        _check_data(programs, folder, home / "postgres")
+    except StackError as e:
+        return from_error(_NAME, found, e)
+    except TimeoutError as e:
+        return broken(_NAME, found, f"its data cannot be looked at: {e}", "taskrunner doctor, again")
+    except OSError as e:
+        problem, mend = trouble_with(home / "postgres", e, home=home)
+        return broken(_NAME, found, problem, mend.removeprefix("run: "))
     return ok(_NAME, f"{found}; {first}" if first else found)
+
+
+def _check_data(programs: Programs, folder: Path, data: Path) -> None:
+    """Raise ``StackError`` where the server would not start on ``data``, as far as PostgreSQL's programs can tell."""
+    if not require_data_folder(data, SYSTEM_USER if os.geteuid() == 0 else None):
+        return
+    control = programs.ask(str(folder / "pg_controldata"), "-D", str(data), share=0.3)
+    if control.code != 0 or "CRC" in control.text:
+        raise broken_data(data, "global/pg_control makes no sense")
+    settings = programs.ask(str(folder / "postgres"), "-C", "port", "-D", str(data), share=0.3)
+    if settings.code != 0:
+        raise broken_configuration(data, last_words(settings.text.splitlines()).partition("FATAL:")[2].strip())

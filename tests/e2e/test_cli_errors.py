@@ -282,18 +282,38 @@ def test_all_ports_in_use_are_told_at_once_with_the_options_that_free_it(cli: Cl
 def test_homes_that_cannot_be_used(cli: Cli) -> None:
     file = cli.cwd / "file"
     file.write_text("x")
+    starts, looks = (
+        (["run", "--backend", "local", "x"], ["dev", "--port", "0"]),
+        (["list"], ["show", "x"], ["submit", "x"]),
+    )
     for home in (file, file / "below", Path("/proc/home"), Path("/dev/null")):
-        for args in (["run", "--backend", "local", "x"], ["dev", "--port", "0"]):
+        for args in starts if home.parent.name == "proc" else starts + looks:
             refused(
-                cli.run(*args, env={"TASKRUNNER_HOME": str(home)}), 2, "TASKRUNNER_HOME", str(home).split("/below")[0]
+                cli.run(*args, env={"TASKRUNNER_HOME": str(home)}), 3, "TASKRUNNER_HOME", str(home).split("/below")[0]
             )
     assert file.read_text() == "x"
+    assert "worktree" in cli.run("templates", "list", env={"TASKRUNNER_HOME": str(file)}).out  # are no part of it
+
+
+def test_a_log_that_cannot_be_written_keeps_nobody_waiting(cli: Cli) -> None:
+    for name in ("postgres", "logs/stack.log", "logs/postgres.log"):
+        (cli.home / name).mkdir(parents=True, exist_ok=True)
+    for args in (["run", "--backend", "local", "x"], ["dev", "--port", "0"]):
+        finished = cli.run(*args, timeout=20)
+        assert finished.code == 3, finished
+        assert f"{cli.home}/logs/stack.log is a folder where a file has to be; " in finished.err
+    refused(cli.run("list", timeout=20), 3, f"{cli.home}/logs/postgres.log is a folder where a file has to be; run: mv")
+    assert cli.processes() == {}
+
+
+def test_without_git_what_to_install_is_told(cli: Cli) -> None:
+    refused(cli.run("run", "true", env={"PATH": "/nowhere"}), 3, "git is not on your PATH; install git")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
-        ("keys.json", "{", 2, ["keys.json", "restore it, or move it away to begin with new keys"]),
+        ("keys.json", "{", 3, ["keys.json", "restore it, or move it away to begin with new keys"]),
         ("postgres/PG_VERSION", "9\n", 3, ["postgres"]),
         ("postgres/something", "x", 3, ["postgres", "move it away"]),
         (
@@ -318,6 +338,19 @@ def test_a_broken_part_of_the_home_is_named(cli: Cli, name: str, content: str, c
     assert "Traceback" not in started.err
     assert path.read_text() == content
     assert cli.processes() == {}
+
+
+@pytest.mark.parametrize("name", ["workspaces", "records"])
+def test_a_folder_that_takes_no_workspace_fails_the_task_at_once(cli: Cli, name: str) -> None:
+    """It does not pass by itself: neither is the task tried again for an hour, nor its release."""
+    cli.home.mkdir()
+    (cli.home / name).write_text("a file")
+    finished = cli.run("run", "--id", "placeless", "true", timeout=60)
+    assert finished.code == 1, finished
+    assert f"{cli.home / name} is not a folder; move it away" in finished.err
+    assert "trying again" not in finished.err
+    (cli.home / name).unlink()
+    assert cli.json("show", "placeless")["workspace"]["leak_suspected_at"] is None
 
 
 def test_records_that_cannot_be_read_are_as_good_as_none(cli: Cli) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.interrupts import TWICE_SECONDS
 from tests.support.cli import Cli
 from tests.support.git_repositories import git, make_repository
 from tests.support.stack import Gate
@@ -197,6 +198,27 @@ def test_an_interrupt_of_the_run_that_started_the_stack_cancels_and_leaves_nothi
         task = cli.json("show", "stop-me")
     assert task["status"] == "cancelled"
     assert task["workspace"]["status"] == "removed"
+
+
+def test_a_second_sigterm_leaves_at_once_and_its_echo_does_not(cli: Cli) -> None:
+    """S50: as a second Ctrl-C. ``timeout`` sends one twice at once, to its child and to its process group."""
+    prompt = "trap '' TERM INT; echo begun; while :; do sleep 1; done"
+    running = cli.start("run", "--id", "stop-me", prompt)
+    running.wait_for("begun", stream="out")
+    stack = os.pidfd_open(json.loads((cli.home / "stack.json").read_text())["pid"])
+    running.signal(signal.SIGTERM)
+    running.wait_for("once more to leave at once", stream="err")
+    running.signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.end(2 * TWICE_SECONDS)
+    running.signal(signal.SIGTERM)
+    finished = running.end(5)
+    assert finished.code == 130, finished
+    assert "Leaving. What is left of stop-me is taken down when the stack runs again" in finished.err
+    assert select.select([stack], [], [], 60)[0]  # nobody uses it any more
+    os.close(stack)
+    with cli.dev():
+        assert "cancelled" in cli.run("events", "-f", "stop-me").out
 
 
 def test_an_interrupt_while_the_stack_starts_leaves_nothing(cli: Cli) -> None:

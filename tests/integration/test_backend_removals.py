@@ -172,3 +172,36 @@ async def test_a_cancelled_removal_keeps_its_workspace_locked_until_nothing_remo
     assert unfinished
     assert done.is_set()
     assert not (home / "workspaces" / spec.compute.name).exists()
+
+
+@pytest.mark.parametrize("name", ["workspaces", "records"])
+async def test_a_file_in_the_place_of_a_folder_of_ours_is_what_provisioning_fails_with(
+    backend: HostBackend, spec: WorkspaceSpec, home: Path, name: str
+) -> None:
+    """Not what cleaning up after it fails with: nothing of a workspace can be below a file."""
+    home.mkdir()  # noqa: ASYNC240
+    (home / name).touch()
+    with pytest.raises(OSError) as failed:  # noqa: PT011 (which one is up to the system)
+        await backend.provision(spec)
+    assert failed.value.errno in {errno.ENOTDIR, errno.EEXIST}
+    assert str(failed.value.filename).startswith(str(home / name))
+    await backend.destroy(spec.compute)
+    assert not (home / "workspaces" / spec.compute.name).exists()
+    (home / name).unlink()
+
+
+async def test_a_workspace_whose_end_cannot_be_noted_is_not_removed_and_is_found_again(
+    backend: HostBackend, spec: WorkspaceSpec, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk: it counts as not removed, which is tried a few times, and not as an outage of hours."""
+    await backend.provision(spec)
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(host, "write_private", full)
+        with pytest.raises(NotRemoved, match=rf"cannot be noted: the disk of {home}.* is full; free some space"):
+            await backend.destroy(spec.compute)
+    await backend.destroy(spec.compute)
+    assert not (home / "workspaces" / spec.compute.name).exists()

@@ -10,7 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -48,6 +48,7 @@ ROOT = Path(__file__).parents[2]
 
 def make_home(path: Path) -> Path:
     (path / "logs").mkdir(parents=True)
+    (path / "stack.lock").touch()
     return path
 
 
@@ -57,17 +58,40 @@ def home() -> Iterator[Path]:
         yield make_home(Path(folder) / "home")
 
 
-async def child(home: Path, script: str, *, timeout: float = 20) -> Child:
+def says_ready(line: str) -> bool:
+    return line == "ready"
+
+
+async def child(home: Path, script: str, *, timeout: float = 20, is_ready: Callable[[str], bool] = says_ready) -> Child:
     return await Child.start(
         "the script",
         ["/bin/sh", "-c", script],
         cwd=home,
         env={"PATH": os.environ["PATH"], STACK_MARKER: str(home)},
         log=home / "logs" / "script.log",
-        is_ready=lambda line: line == "ready",
+        is_ready=is_ready,
         timeout=timeout,
         stop_signal=signal.SIGTERM,
     )
+
+
+async def test_a_server_whose_log_cannot_be_written_is_not_started_and_not_waited_for(home: Path) -> None:
+    (home / "logs" / "script.log").mkdir()
+    with pytest.raises(StackError, match=rf"script cannot be started: {home}/logs/script.log is a folder .* run: mv "):
+        await asyncio.wait_for(child(home, f"touch {home}/started; echo ready; exec sleep 1000"), 10)
+    assert not (home / "started").exists()
+    shutil.rmtree(home / "logs")
+    (home / "logs").touch()
+    with pytest.raises(StackError, match=rf"{home}/logs is not a folder; run: mv {home}/logs {home}/logs.old"):
+        await asyncio.wait_for(child(home, "echo ready; exec sleep 1000"), 10)
+
+
+async def test_a_server_that_nobody_can_follow_is_not_waited_for(home: Path) -> None:
+    def fails(_: str) -> bool:
+        raise ValueError("no such line")
+
+    with pytest.raises(StackError, match="the script cannot be followed: ValueError: no such line"):
+        await asyncio.wait_for(child(home, "echo ready; exec sleep 1000", is_ready=fails), 10)
 
 
 async def test_postgres_keeps_its_data_and_its_doors_closed(home: Path) -> None:

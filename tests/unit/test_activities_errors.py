@@ -1,6 +1,9 @@
 """What is retried, and when it counts as hopeless."""
 
 import dataclasses
+import errno
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from activities.errors import (
     as_application_errors,
 )
 from messages.errors import ErrorType
+from messages.file_errors import LASTING
 from store.errors import MigrationError, RegistryError, RegistryUnavailable, UnknownSession
 
 
@@ -104,6 +108,27 @@ async def test_what_is_away_is_waited_for_however_often_it_was_asked(error: Exce
     seen, beats = await failing(error, attempt=100, earlier=(MAX_TRIES,))
     assert (seen.type, seen.non_retryable, beats) == (ErrorType.UNAVAILABLE, False, [])
     assert str(error) in seen.message
+
+
+@pytest.mark.parametrize("number", sorted(LASTING))
+async def test_a_folder_that_somebody_has_to_mend_is_not_tried_again(number: int, tmp_path: Path) -> None:
+    path = tmp_path / "workspaces"
+    path.touch()
+    seen, beats = await failing(OSError(number, os.strerror(number), str(path)), attempt=1)
+    assert (seen.type, seen.non_retryable, beats) == (ErrorType.BACKEND_UNUSABLE, True, [])
+    assert str(path) in seen.message
+    assert "TASKRUNNER_HOME" in seen.message
+    local, _ = await failing(OSError(number, os.strerror(number), str(path)), attempt=1, is_local=True)
+    assert not local.non_retryable  # the activity after it has the last word
+    of_no_file, _ = await failing(OSError(number, os.strerror(number)), attempt=1)
+    assert (of_no_file.type, of_no_file.non_retryable) == (ErrorType.UNAVAILABLE, False)
+
+
+async def test_a_full_disk_is_named_and_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "workspaces"
+    seen, _ = await failing(OSError(errno.ENOSPC, "No space left on device", str(path)), attempt=100)
+    assert (seen.type, seen.non_retryable) == (ErrorType.UNAVAILABLE, False)
+    assert seen.message.startswith(f"the disk of {path} is full; free some space")
 
 
 @pytest.mark.parametrize("error", [RegistryError("task t is not recorded"), UnknownSession("no such session")])

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from activities.proc import start_time
-from cli.errors import CliError, UsageError
-from cli.home import FileLock, Home, StackRecord, locks_on, read_record, read_token
+from cli.errors import UsageError
+from cli.home import FileLock, Home, HomeUnusable, StackRecord, locks_on, read_record, read_token
 from cli.launch import hold_stack, is_only_user
 
 
@@ -44,15 +44,15 @@ def test_a_record_is_alive_only_with_the_process_that_wrote_it(tmp_path: Path) -
 
 
 def test_a_full_disk_is_no_fault_of_the_home_that_was_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends with exit code 1, not with that of wrong usage."""
+    """It ends with exit code 3, not with that of wrong usage."""
 
     def full(**_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("tempfile.TemporaryFile", full)
-    with pytest.raises(CliError, match=r"home cannot be written: No space left") as raised:
+    with pytest.raises(HomeUnusable, match=r"the disk of .*/home is full; free some space") as raised:
         Home(tmp_path / "home")
-    assert raised.value.exit_code == 1
+    assert raised.value.exit_code == 3
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pid": "x"}', b"\xff\xff", b"null"])
@@ -76,9 +76,25 @@ def test_a_token_is_private_stable_and_made_anew_when_it_is_unusable(tmp_path: P
 def test_a_home_is_private_and_refused_where_it_cannot_be(tmp_path: Path) -> None:
     assert Home(tmp_path / "a" / "b").path.stat().st_mode & 0o077 == 0
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x"), Path("/tmp/\udcff")):
-        with pytest.raises(UsageError, match="TASKRUNNER_HOME"):
+    for path in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/x")):
+        with pytest.raises(HomeUnusable, match="TASKRUNNER_HOME"):
             Home(path)
+    with pytest.raises(UsageError, match="TASKRUNNER_HOME"):
+        Home(Path("/tmp/\udcff"))
+
+
+@pytest.mark.parametrize("name", ["logs", "stack.lock"])
+def test_a_part_of_a_home_that_cannot_be_used_is_named_with_what_mends_it(tmp_path: Path, name: str) -> None:
+    home = Home(tmp_path)
+    home.users_lock.touch()
+    part = tmp_path / name
+    if name == "logs":
+        part.rmdir()
+        part.touch()
+    else:
+        part.mkdir()
+    with pytest.raises(HomeUnusable, match=rf"TASKRUNNER_HOME: {part} is .*; run: mv {part} {part}.old"):
+        FileLock(Home(tmp_path).stack_lock)
 
 
 def test_locks_exclude_and_tell(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.errors import DiskFull, StackError, did_not_start
+from workers.errors import DidNotStart, DiskFull, did_not_start
 
 # As PostgreSQL 18 and Temporal 1.29 said them on a file system of 2 MB.
 POSTGRES = 'FATAL:  could not write to file "pg_wal/xlogtemp.1438": No space left on device'
@@ -23,5 +23,5 @@ def test_a_full_disk_is_called_that_and_no_fault_of_the_program(words: str) -> N
 
 def test_other_last_words_are_passed_on() -> None:
     error = did_not_start("Temporal did not start", "panic: no such flag", Path("/srv/home"))
-    assert type(error) is StackError
+    assert type(error) is DidNotStart
     assert str(error) == "Temporal did not start: panic: no such flag"
