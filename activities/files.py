@@ -88,15 +88,15 @@ def write_private(path: Path, text: str, *, durable: bool = False) -> None:
     """Replace ``path`` at once by a file that only its owner can read; ``durable``: it survives a power failure."""
     partial = path.with_name(f".{path.name}.new")
     partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        try:
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(text)
-            file.flush()
             if durable:
+                file.flush()
                 os.fsync(file.fileno())
-        except OSError as e:
-            e.filename = str(path)  # whose disk is full is all that helps
-            raise
+    except OSError as e:
+        e.filename = str(path)  # whose disk is full is all that helps
+        raise
     partial.replace(path)
     if durable:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

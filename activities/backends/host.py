@@ -35,7 +35,7 @@ from activities.remotes import Remote
 from activities.threads import to_its_end, until_done
 from messages.activities import WorkspaceHandle
 from messages.base import Message
-from messages.file_errors import trouble_with
+from messages.file_errors import NO_SPACE, trouble_with
 from messages.names import COMPUTE_MARKER, result_branch
 from messages.statuses import BackendKind, FailureSource, Readiness
 from messages.tasks import Repository, SavedResult, TaskInput
@@ -343,6 +343,15 @@ class HostBackend(Backend):
         for path in (self._spare(folder), folder / "compute.json"):
             write_private(path, record.model_dump_json(indent=2) + "\n", durable=durable)
 
+    def _note(self, folder: Path, record: ComputeRecord, *, durable: bool = False) -> None:
+        """Write how far its end is; on a full disk, which its removal relieves, only where there may be a result."""
+        try:
+            self._write(folder, record, durable=durable)
+        except OSError as e:
+            if record.prepared or e.errno not in NO_SPACE:
+                raise
+            _log.warning("removing %s without a note of it: %s", folder, trouble_with(folder, e))
+
     def _handle(self, spec: WorkspaceSpec, port: int) -> WorkspaceHandle:
         return spec.handle(self.kind, f"http://127.0.0.1:{port}")
 
@@ -447,7 +456,7 @@ class HostBackend(Backend):
     async def _undo(self, spec: WorkspaceSpec, folder: Path) -> None:
         """Take down what a failed provision made, so that the next one may begin anew even if this stops half-way."""
         if record := self._read(folder):
-            self._write(folder, record.model_copy(update={"prepared": False, "ending": True}))
+            self._note(folder, record.model_copy(update={"prepared": False, "ending": True}))
         await self._take_down(spec.compute, folder)
 
     async def _clear(self, folder: Path, record: ComputeRecord) -> None:
@@ -463,7 +472,7 @@ class HostBackend(Backend):
         try:
             if record := self._read(folder):
                 # From here on what is in the checkout is no result: a release that runs again must not save it.
-                await to_its_end(self._write, folder, record.model_copy(update={"removing": True}), durable=True)
+                await to_its_end(self._note, folder, record.model_copy(update={"removing": True}), durable=True)
                 await self._forget(record, folder)
             await to_its_end(_remove_folder, folder)
             with contextlib.suppress(NotADirectoryError):  # a file where the records have to be holds none

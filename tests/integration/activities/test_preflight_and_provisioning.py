@@ -1,7 +1,9 @@
 """Preflight and provisioning, as Temporal would run them."""
 
 import asyncio
+import errno
 import json
+import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -320,15 +322,31 @@ async def test_why_a_step_is_tried_again_is_known_until_the_task_has_passed_it(w
     assert (await view_of(world, task)).last_error is None
 
 
-async def test_a_host_that_cannot_write_says_so_while_it_is_tried_again(world: World) -> None:
+async def test_a_host_whose_disk_is_full_says_so_while_it_is_tried_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """S27"""
+    task = await world.submit()
+    request = AttemptRequest(task=task, attempt=1, preflight=await world.preflight(task))
+
+    def full(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr("activities.backends.host.write_private", full)
+    error = await world.fails(world.activities.provision_workspace, request, ErrorType.UNAVAILABLE, retryable=True)
+    assert error.message.startswith(f"the disk of {world.home}/records/")
+    assert (await view_of(world, task)).last_error == error.message
+    assert not world.folder(task).exists()
+
+
+async def test_a_host_that_somebody_has_to_mend_first_says_so_at_once(world: World) -> None:
     task = await world.submit()
     request = AttemptRequest(task=task, attempt=1, preflight=await world.preflight(task))
     workspaces = world.folder(task).parent
     workspaces.parent.mkdir(exist_ok=True)
     workspaces.write_text("in the way")
-    error = await world.fails(world.activities.provision_workspace, request, ErrorType.UNAVAILABLE, retryable=True)
-    assert (await view_of(world, task)).last_error == error.message
+    error = await world.fails(world.activities.provision_workspace, request, ErrorType.BACKEND_UNUSABLE)
+    assert error.message.startswith(f"{workspaces} is not a folder; move it away")
 
 
 async def view_of(world: World, task: TaskInput) -> TaskView:
