@@ -21,7 +21,8 @@ from cli.home import FileLock
 from messages.keys import create_keys
 from messages.settings import Settings
 from tests.support.cli import dead_stack
-from tests.support.doctor import as_nobody, is_told
+from tests.support.doctor import is_told
+from tests.support.nobody import as_nobody
 from tests.support.temporal import dev_server_path, free_port
 from workers.children import STACK_MARKER
 from workers.errors import StackError

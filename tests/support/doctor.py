@@ -3,10 +3,8 @@
 PYTEST_DONT_REWRITE: test modules import this before pytest makes it a plugin.
 """
 
-import json
-import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,22 +58,3 @@ def is_told(check: Check, status: Status, *words: str) -> None:
     if status in {Status.WARNING, Status.BROKEN}:
         assert check.problem, check
         assert check.mend, check
-
-
-def as_nobody(work: Callable[[], Check]) -> Check:
-    """Return what ``work`` returns where we are not root."""
-    if os.geteuid() != 0:
-        return work()
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.setgroups([])
-        os.setgid(65534)
-        os.setuid(65534)
-        check = work()
-        os.write(writer, json.dumps([check.name, check.status, check.found, check.problem, check.mend]).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as told:
-        name, status, found, problem, mend = json.loads(told.read())
-    os.waitpid(pid, 0)
-    return Check(name, Status(status), found, problem, mend)

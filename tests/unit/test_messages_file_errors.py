@@ -3,13 +3,14 @@
 import errno
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from messages.file_errors import Trouble, trouble_with
+from tests.support.nobody import as_nobody
 
 FINE = Trouble("", "")
 ELSEWHERE = "set TASKRUNNER_HOME to another folder, or give it to nobody (chown) where only nobody needs it"
@@ -22,24 +23,6 @@ def home() -> Iterator[Path]:
         Path(folder).chmod(0o755)
         Path(folder, "stack.lock").touch()
         yield Path(folder)
-
-
-def as_nobody(work: Callable[[], Trouble]) -> Trouble:
-    """Return what ``work`` returns where we are not root, for whom no permission counts."""
-    if os.geteuid() != 0:
-        return work()
-    reader, writer = os.pipe()
-    if (pid := os.fork()) == 0:
-        os.setgroups([])
-        os.setresgid(65534, 65534, 65534)
-        os.setresuid(65534, 65534, 65534)
-        os.write(writer, "\0".join(work()).encode())
-        os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as told:
-        problem, mend = told.read().decode().split("\0")
-    os.waitpid(pid, 0)
-    return Trouble(problem, mend)
 
 
 def using(path: Path, home: Path | None) -> Trouble:
