@@ -91,8 +91,7 @@ _BEATS = """
            session.since IS NOT NULL AS has_session, w.last_heartbeat_at IS NOT NULL AS has_beaten,
            coalesce(extract(epoch FROM now() - coalesce(
                w.last_heartbeat_at,
-               CASE WHEN t.input->'template'->'container'->>'workspace_agent' IS DISTINCT FROM %(no_agent)s
-                    THEN session.since END
+               CASE WHEN t.input #>> %(which_agent)s::text[] IS DISTINCT FROM %(no_agent)s THEN session.since END
            )), 0)::float8 AS silent_seconds,
            extract(epoch FROM (t.input->'template'->>'heartbeat_interval')::interval)::float8 AS interval_seconds
     FROM tasks t JOIN workspaces w ON w.id = t.workspace_id
@@ -102,6 +101,8 @@ _BEATS = """
     ) session
     WHERE t.status = %(running)s AND w.status = ANY(%(alive)s::workspace_status[])
 """
+_WHICH_AGENT = ["template", "container", "workspace_agent"]
+"""Where a task's input says which agent is in its image."""
 _ALIVE = (WorkspaceStatus.PROVISIONING, WorkspaceStatus.ONLINE, WorkspaceStatus.DEGRADED)
 _LOCK_CURRENT = """
     SELECT 1 AS current FROM workspaces WHERE id = %(workspace_id)s AND attempt = %(attempt)s FOR NO KEY UPDATE
@@ -341,6 +342,7 @@ class WorkspaceStore(Group):
                 "open": open_sessions,
                 "running": TaskStatus.RUNNING,
                 "alive": list(_ALIVE),
+                "which_agent": _WHICH_AGENT,
                 "no_agent": WorkspaceAgent.NONE,
             },
         )

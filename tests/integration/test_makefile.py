@@ -16,6 +16,11 @@ OLD = 'case "$1" in -m) echo "No module named venv" >&2; exit 1;; *) echo False;
 FITTING = 'case "$1" in -m) echo "$2 with $0"; exit 1;; *) echo True;; esac'
 
 
+def environment() -> dict[str, str]:
+    """Return ours, without what the ``make`` around us tells those below it."""
+    return {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}}
+
+
 def setup_with(folder: Path, programs: Mapping[str, str], python: str = "python3") -> subprocess.CompletedProcess[str]:
     """Run ``make setup`` in a copy without anything installed, where ``programs`` are all that is on PATH."""
     copy, path = folder / "copy", folder / "path"
@@ -27,7 +32,7 @@ def setup_with(folder: Path, programs: Mapping[str, str], python: str = "python3
         (path / name).write_text(f"#!/bin/sh\n{script}\n")
         (path / name).chmod(0o755)
     argv = [str(MAKE), "setup", f"PYTHON={python}"]
-    env = {**os.environ, "PATH": str(path)}
+    env = {**environment(), "PATH": str(path)}
     return subprocess.run(argv, cwd=copy, env=env, capture_output=True, text=True, check=False)
 
 
@@ -62,7 +67,7 @@ def test_a_python_that_fits_is_found_wherever_it_is_on_path(
 
 
 def test_run_shows_the_prompt() -> None:
-    env = {**os.environ, "PROMPT": "echo 'as it is' && $HOME", "TASKRUNNER_API_URL": "http://127.0.0.1:1"}
+    env = {**environment(), "PROMPT": "echo 'as it is' && $HOME", "TASKRUNNER_API_URL": "http://127.0.0.1:1"}
     argv = ["make", "--old-file=setup", "run"]
     made = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert "PROMPT: echo 'as it is' && $HOME" in made.stdout.splitlines(), made
