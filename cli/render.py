@@ -281,6 +281,7 @@ def task_page(task: TaskView) -> str:
                 ("submitted env", ", ".join(task.env_names) or None),
                 ("created", clock(task.created_at)),
                 ("finished", f"{clock(task.finished_at)} (took {lasted(task)})" if task.finished_at else None),
+                ("readiness", task.readiness.value if task.readiness else None),
                 ("may provision", f"{timeout} s ({task.provision_timeout_rule})" if timeout is not None else None),
                 ("workflow", task.workflow_id),
                 ("ui", task.ui_url),

@@ -13,6 +13,7 @@ from messages.statuses import (
     BootStatus,
     EventKind,
     HeartbeatState,
+    Readiness,
     SessionStatus,
     TaskStatus,
     TaskStep,
@@ -100,7 +101,11 @@ class TaskSummary(View):
 
 
 class TaskView(TaskSummary):
-    """A task, whole. ``last_error``: why the step that it is at is tried again, where it is."""
+    """A task, whole.
+
+    ``readiness``: how it is learned that its workspace is ready. ``last_error``: why the step that it is at is tried
+    again, where it is.
+    """
 
     workflow_id: str
     workspace_id: str
@@ -108,6 +113,7 @@ class TaskView(TaskSummary):
     repository: Repository | None = None
     ref: str | None = None
     env_names: list[str] = []
+    readiness: Readiness | None = None
     provision_timeout_seconds: int | None = None
     provision_timeout_rule: str | None = None
     failure: ProvisionFailure | None = None

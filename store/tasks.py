@@ -64,7 +64,7 @@ _GET = """
            t.backend, t.template, t.input->>'prompt' AS prompt, t.error, t.created_at,
            t.started_at, t.finished_at, t.workflow_id, t.workspace_id, t.input->'repository' AS repository,
            t.input->>'ref' AS ref, coalesce(t.input->'env_names', '[]') AS env_names,
-           t.provision_timeout_seconds, t.provision_timeout_rule, t.failure,
+           t.readiness, t.provision_timeout_seconds, t.provision_timeout_rule, t.failure,
            t.last_error,
            (SELECT coalesce(jsonb_agg(jsonb_build_object('step', e.current, 'at', e.at) ORDER BY e.id), '[]')
             FROM events e WHERE e.task_id = t.id AND e.kind = %(step_kind)s) AS steps,

@@ -114,6 +114,7 @@ async def test_a_task_with_everything_is_shown(registry: Registry) -> None:
     assert (view.status, view.error, view.failure, view.result) == (TaskStatus.FAILED, "no uv", failure, result)
     assert (view.repository, view.ref) == (task.repository, "main")
     assert (view.provision_timeout_seconds, view.provision_timeout_rule) == (600, "default")
+    assert view.readiness == "immediate"
     assert [step.step for step in view.steps] == [
         TaskStep.PREFLIGHT,
         TaskStep.PROVISIONING,
