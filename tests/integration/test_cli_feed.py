@@ -229,7 +229,7 @@ async def test_each_absence_of_a_service_is_told_once(
         await eventually(lambda: _is(bool(follower.events)))
         follower.url = None
     await eventually(lambda: _is(follower.said == told))
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.5)  # as long again, in which it must not say so twice
     async with serving(registry, temporal, keys) as second:
         follower.url = second.url
         await _append(second, workspace, 0, "one")
@@ -267,7 +267,7 @@ async def test_a_task_that_tells_nothing_is_waited_for_anew_each_time(
     await follower.asked.wait()
     async with serving(registry, temporal, keys) as second:
         follower.url = second.url
-        await asyncio.sleep(2)
+        await asyncio.sleep(2)  # longer than it would wait for one that is away, which nothing announces
         assert not following.done()
         follower.asked.clear()
     await follower.asked.wait()
